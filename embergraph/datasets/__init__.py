@@ -1,0 +1,6 @@
+"""Data sets that come with the package, and simulators: one import line each.
+
+A file named like its function has a leading underscore, since the two would shadow each other.
+"""
+
+from ._sachs import sachs as sachs

@@ -1,0 +1,1 @@
+"""Placeholder, see the commit that fills it."""

@@ -1,0 +1,1 @@
+"""Guides: variational families for the models, and what they need to be built."""

@@ -1,0 +1,26 @@
+"""Routines (SVI, MCMC) and what is common to all methods: the Fit, export to xarray, diagnostics, saving."""
+
+from ._mcmc import mcmc
+from ._svi import svi
+from .diagnostics import as_text, guide_khat, pareto_khat
+from .export import to_arviz, to_datatree
+from .fit import Fit, StoredDraws
+from .registry import register
+from .run import Options
+from .schedules import Cosine, Geometric
+
+__all__ = [
+    "Cosine",
+    "Fit",
+    "Geometric",
+    "Options",
+    "StoredDraws",
+    "as_text",
+    "guide_khat",
+    "mcmc",
+    "pareto_khat",
+    "register",
+    "svi",
+    "to_arviz",
+    "to_datatree",
+]

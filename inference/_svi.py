@@ -1,0 +1,183 @@
+"""Stochastic variational inference of any Pyro model and guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..models.parts.errors import DataError, NumericalError
+from .checkpoint import Checkpoint
+from .fit import Fit
+from .inputs import DataLike, Template, as_dataset, schema_of, to_inputs
+from .messengers import isolated
+from .run import Options, Run
+from .schedules import Schedule
+
+
+def svi(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | type,
+    data: DataLike,
+    *,
+    num_steps: int = 2000,
+    batch_size: int | None = None,
+    learning_rate: float | Mapping[str, float] = 0.01,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    loss: Any = None,
+    clip_norm: float | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
+    tolerance: float | None = None,
+    window: int = 100,
+    num_restarts: int = 1,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
+    latent: Iterable[str] = (),
+    dims: Mapping[str, tuple[str, ...]] | None = None,
+    fit_class: type[Fit] = Fit,
+) -> Fit:
+    """Fit a guide to the posterior of a model by maximising the ELBO.
+
+    Parameters
+    ----------
+    model
+        Pyro callable. Modules are copied (to the data's precision), never changed.
+    guide
+        Pyro callable with the model's arguments, or, so that restarts differ, a class or a function of one argument
+        named ``model`` that makes one: ``AutoNormal``, ``lambda model: AutoNormal(model, init_loc_fn=init_to_sample)``.
+        A guide with a method ``objective(model, inputs)`` (a differentiable loss) is trained on that.
+    data
+        Dataset with the model's inputs, or a mapping of their names to ``(dims, values)`` or arrays.
+    num_steps
+        Steps of each restart, at the most.
+    batch_size
+        Rows of the plate in a step; the model's plate scales the likelihood. None: all rows.
+    learning_rate
+        One rate, or rates by pattern of the parameter's name (``{"*scale*": 0.02, "*": 0.005}``, first match counts).
+    optimizer
+        Torch optimiser class or a partial of one.
+    loss
+        Pyro ELBO object; by default ``Trace_ELBO``, or ``TraceEnum_ELBO`` if the model enumerates a site.
+    clip_norm
+        Largest norm of the gradient of all parameters together.
+    schedules
+        Values over the share of steps done: buffers of the model by dotted name (the acyclicity weight is one), or
+        ``"learning_rate"``, a factor of every rate.
+    tolerance, window
+        Stop when the mean loss of a window of steps improves on that of the window before by less than
+        `tolerance` times its size. None: run all steps.
+    num_restarts
+        Runs from different seeds; the one with the best objective on all of the data is kept, with every history.
+    seed
+        Seed of everything random; the caller's random state is left alone.
+    device
+        Device to run on.
+    progress
+        Whether to show a bar.
+    checkpoint, checkpoint_every
+        File that the run's state is written to, and how often. If it exists the run goes on from it and ends where an
+        uninterrupted one would have ended; a run that has ended removes it.
+    latent, dims
+        For plain callables: arguments left to their defaults, and names of event dims of sites.
+    fit_class
+        Class of the result.
+
+    Returns
+    -------
+    Fit
+        The best restart. After Ctrl-C: what was fitted so far, with ``fit.settings["interrupted"]``.
+
+    Raises
+    ------
+    SchemaError
+        If data and model do not belong together, or minibatches are not possible.
+    DataError
+        If an option is out of range.
+    NumericalError
+        If loss or gradient of every restart left the finite numbers; names step and site, and carries the last good
+        state as ``error.fit``.
+    """
+    counts = {
+        "num_steps": num_steps,
+        "num_restarts": num_restarts,
+        "window": window,
+        "checkpoint_every": checkpoint_every,
+    }
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise DataError(f"{name}: found {value!r}; wanted a whole number of at least 1")
+    dataset = as_dataset(data)
+    rates = dict(learning_rate) if isinstance(learning_rate, Mapping) else learning_rate
+    options = Options(rates, optimizer, loss, batch_size, clip_norm, dict(schedules or {}), tolerance, window)
+    settings = {
+        "routine": "svi", "num_steps": num_steps, "batch_size": batch_size, "learning_rate": rates,
+        "clip_norm": clip_norm, "tolerance": tolerance, "window": window, "num_restarts": num_restarts, "seed": seed,
+    }  # fmt: skip
+    with isolated(seed):
+        schema = schema_of(model, dataset, latent=latent, dims=dims)
+        inputs = to_inputs(schema, dataset, device=device)
+    saved = Checkpoint(checkpoint, settings, checkpoint_every)
+    template = Template.of(schema, dataset)
+    seeds = [int(np.random.SeedSequence([seed, r]).generate_state(1)[0]) for r in range(num_restarts)]
+
+    def start(restart: int) -> Run:
+        return Run(model, guide, schema, inputs, options, seeds[restart])
+
+    runs, interrupted = _continue(saved, start), False
+    while not interrupted and len(runs) <= num_restarts:
+        if not runs or _ended(runs[-1], num_steps):
+            if len(runs) == num_restarts:
+                break
+            runs.append(start(len(runs)))
+        try:
+            _drive(runs, num_steps, saved, progress, num_restarts)
+        except KeyboardInterrupt:
+            interrupted = True
+        except NumericalError as error:
+            if all(run.failure for run in runs) and len(runs) == num_restarts:
+                error.fit = fit_class.from_run(runs[-1], runs, template, {**settings, "failure": str(error)})
+                raise
+    usable = [run for run in runs if run.losses and not run.failure]
+    if not usable:
+        raise KeyboardInterrupt
+    finals = [run.evaluate() for run in usable]
+    best = usable[int(np.argmin(np.where(np.isfinite(finals), finals, np.inf)))]
+    settings |= {"interrupted": interrupted, "chosen_restart": runs.index(best)}
+    saved.remove()
+    return fit_class.from_run(best, runs, template, settings)
+
+
+def _ended(run: Run, num_steps: int) -> bool:
+    return bool(run.failure) or run.converged or len(run.losses) >= num_steps
+
+
+def _continue(saved: Checkpoint, start: Callable[[int], Run]) -> list[Run]:
+    state = saved.read()
+    runs = []
+    for restart, run_state in enumerate(state["runs"] if state else ()):
+        run = start(restart)
+        run.restore(run_state)
+        runs.append(run)
+    return runs
+
+
+def _drive(runs: list[Run], num_steps: int, saved: Checkpoint, progress: bool, num_restarts: int) -> None:
+    run = runs[-1]
+    label = "SVI" if num_restarts == 1 else f"SVI {len(runs)}/{num_restarts}"
+    with tqdm(total=num_steps, initial=len(run.losses), desc=label, disable=not progress) as bar:
+
+        def after_step() -> None:
+            bar.update()
+            if len(run.losses) % 50 == 0:
+                bar.set_postfix_str(f"loss {run.losses[-1]:.5g}", refresh=False)
+            if saved.due(len(run.losses)):
+                saved.write({"runs": [r.state() for r in runs]})
+
+        run.advance(num_steps - len(run.losses), num_steps, after_step)

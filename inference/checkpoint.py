@@ -1,0 +1,73 @@
+"""Files that hold the state of a run so that it can go on after it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.parts.errors import LoadError
+
+FORMAT = 1
+
+
+class Checkpoint:
+    """State of a routine on disk, written whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file; None switches checkpoints off.
+    settings
+        What must be the same for a checkpoint to be resumed.
+    every
+        Steps between writes.
+    """
+
+    def __init__(self, path: str | Path | None, settings: Mapping[str, Any], every: int) -> None:
+        self.path = None if path is None else Path(path)
+        self.settings = json.dumps(settings, sort_keys=True, default=str)
+        self.every = every
+
+    def due(self, step: int) -> bool:
+        """Whether the state after `step` is to be written."""
+        return self.path is not None and step % self.every == 0
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Write the state to a file beside, then put it into place."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(self.path.name + ".part")
+        torch.save({"format": FORMAT, "settings": self.settings, "state": dict(state)}, beside)
+        os.replace(beside, self.path)
+
+    def read(self) -> dict[str, Any] | None:
+        """The state to go on from, if there is a file.
+
+        Raises
+        ------
+        LoadError
+            If it is not ours, or of a run with other settings.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            saved = torch.load(self.path, weights_only=True, map_location="cpu")
+            found, settings, state = saved["format"], saved["settings"], saved["state"]
+        except Exception as error:
+            raise LoadError(f"checkpoint {self.path}: not a checkpoint of embergraph ({error})") from error
+        if found != FORMAT:
+            raise LoadError(f"checkpoint {self.path}: found format {found}; wanted {FORMAT}")
+        if settings != self.settings:
+            raise LoadError(f"checkpoint {self.path}: found a run with {settings}; wanted {self.settings}")
+        return dict(state)
+
+    def remove(self) -> None:
+        """Delete the file of a run that has ended."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

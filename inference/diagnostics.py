@@ -1,0 +1,191 @@
+"""What can be known about the quality of a fit: guide k-hat, LOO, convergence, agreement of restarts and chains."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from pyro.ops.stats import fit_generalized_pareto
+
+from ..models.parts.errors import DataError
+from .export import to_arviz
+from .inputs import DataLike
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from .fit import Fit
+
+
+def pareto_khat(log_ratios: Float[np.ndarray, " draw"]) -> float:
+    """Shape of the tail of importance ratios, k-hat (Vehtari et al. 2024; Yao et al. 2018 for guides).
+
+    Below 0.7 importance sampling can correct the guide; above, the guide misses mass of the joint posterior, though
+    single marginals may still be good. Common with many latents. Infinite if the ratios are all equal or too few.
+
+    Parameters
+    ----------
+    log_ratios
+        log_p - log_q of each draw.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than 25 draws.
+    """
+    ratios = np.asarray(log_ratios, dtype=float)
+    if ratios.size < 25:
+        raise DataError(f"log_ratios: found {ratios.size} draws; wanted at least 25 to fit a tail")
+    weights = np.sort(np.exp(ratios - ratios.max()))
+    tail = int(min(0.2 * ratios.size, 3 * math.sqrt(ratios.size)))
+    exceedances = weights[-tail:] - weights[-tail - 1]
+    if exceedances[-1] <= 0:
+        return -math.inf  # all ratios equal: the guide is the posterior
+    k, _ = fit_generalized_pareto(torch.as_tensor(exceedances[exceedances > 0]))
+    return float(k)
+
+
+def guide_khat(tree: xr.DataTree) -> float:
+    """k-hat of the whole guide from ``log_p`` and ``log_q`` of a tree; NaN for stored draws, which have no guide."""
+    stats = tree["sample_stats"].to_dataset()
+    if "log_q" not in stats:
+        return math.nan
+    return pareto_khat((stats["log_p"] - stats["log_q"]).values.ravel())
+
+
+def loo(tree: xr.DataTree) -> xr.Dataset:
+    """PSIS leave-one-out by ArviZ with everything that says whether to believe it.
+
+    Returns
+    -------
+    xr.Dataset
+        ``elpd_loo``, ``se``, ``p_loo``, ``khat`` of every observation, ``share_khat_bad`` (above 0.7), ``guide_khat``.
+        With a latent vector a cell, the posterior without that cell differs from the posterior, k is bad, and the
+        number is not to be trusted: hold cells out and use `Fit.log_density`.
+    """
+    import arviz as az
+
+    result: Any = az.loo(to_arviz(tree), pointwise=True)
+    khat = np.asarray(result.pareto_k)
+    dims = [
+        d for d in tree["log_likelihood"].to_dataset().to_dataarray().dims if d not in ("variable", "chain", "draw")
+    ]
+    elpd = result.elpd_loo if hasattr(result, "elpd_loo") else result.elpd
+    effective = result.p_loo if hasattr(result, "p_loo") else result.p
+    return xr.Dataset(
+        {
+            "elpd_loo": float(elpd),
+            "se": float(result.se),
+            "p_loo": float(effective),
+            "khat": (dims, khat.reshape([tree["log_likelihood"].sizes[d] for d in dims])),
+            "share_khat_bad": float((khat > 0.7).mean()),
+            "guide_khat": guide_khat(tree),
+        }
+    )
+
+
+def split_rhat(tree: xr.DataTree) -> xr.Dataset:
+    """R-hat of the two halves of each chain, by site the largest over chains and entries.
+
+    Chains are components of the posterior (orders, restarts) and may differ by design, so each is judged by itself.
+    """
+    import arviz as az
+
+    posterior = tree["posterior"].to_dataset()
+    half = posterior.sizes["draw"] // 2
+    worst: dict[str, float] = {}
+    for chain in range(posterior.sizes["chain"]):
+        own = posterior.isel(chain=chain)
+        halves = [own.isel(draw=slice(0, half)), own.isel(draw=slice(half, 2 * half))]
+        pair = xr.concat([h.assign_coords(draw=np.arange(half)) for h in halves], dim="chain")
+        moving = [str(n) for n, v in pair.data_vars.items() if v.dtype.kind == "f" and float(v.std()) > 0]
+        with np.errstate(all="ignore"):
+            rhat = az.rhat(pair[moving])
+        for name in moving:
+            values = rhat[name].values
+            if np.isfinite(values).any():
+                worst[name] = max(worst.get(name, 1.0), float(np.nanmax(values)))
+    return xr.Dataset(worst)
+
+
+def drift(history: xr.DataArray, chosen: int = 0, share: float = 0.1) -> float:
+    """How much the mean loss still fell between the last two tenths of the steps, in standard errors of that change.
+
+    Above about 3 the fit was still improving; NaN for too few steps.
+    """
+    losses = history.values[chosen]
+    losses = losses[np.isfinite(losses)]
+    window = int(len(losses) * share)
+    if window < 10:
+        return math.nan
+    before, last = losses[-2 * window : -window], losses[-window:]
+    error = math.sqrt(before.var() / window + last.var() / window)
+    return float((before.mean() - last.mean()) / error) if error > 0 else 0.0
+
+
+MEANING = {
+    "num_cells": "rows that the report was computed on",
+    "final_loss": "negative ELBO (or log density) on the training data, nats",
+    "loss_drift": "fall of the loss over the last tenth of the steps, in standard errors; above 3: not converged",
+    "restarts_agree": "share of restarts whose final loss is within 1 % of the best",
+    "guide_khat": "Pareto k of the whole guide; above 0.7 it misses mass of the joint posterior",
+    "elpd_loo": "PSIS-LOO log predictive density of the training data, nats; read with share_khat_bad",
+    "elpd_loo_se": "standard error of elpd_loo",
+    "share_khat_bad": "share of observations whose Pareto k is above 0.7; above a few per cent LOO is not to be used",
+    "test_log_density": "mean log predictive density of a held-out cell, nats; global sites from the posterior, cell "
+    "sites averaged over their prior",
+    "test_log_density_se": "its standard error over cells",
+    "max_split_rhat": "largest R-hat of the halves of a chain, each chain by itself; above 1.05: run longer",
+    "acceptance": "mean acceptance of the sampler",
+    "divergences": "transitions that broke down",
+}
+
+
+def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
+    """Table of what can be known about the quality of a fit; see `Fit.report`."""
+    tree = fit.posterior(data, num_samples, predictive=False, prior=False)
+    rows: dict[str, float] = {"num_cells": float(_num_rows(fit, data))}
+    if "final_loss" in fit.settings:
+        rows["final_loss"] = float(fit.settings["final_loss"])
+        rows["loss_drift"] = drift(fit.history, int(fit.settings.get("chosen_restart", 0)))
+    finals = np.asarray(fit.settings.get("final_losses", []), dtype=float)
+    finals = finals[np.isfinite(finals)]
+    if len(finals) > 1:
+        rows["restarts_agree"] = float((finals <= finals.min() + 0.01 * abs(finals.min())).mean())
+    if fit.draws is not None:
+        rows["max_split_rhat"] = max((float(v) for v in split_rhat(tree).values()), default=math.nan)
+        rows |= {k: float(np.mean(v)) for k, v in fit.draws.statistics.items() if k == "acceptance"}
+        rows |= {k: float(np.sum(v)) for k, v in fit.draws.statistics.items() if k == "divergences"}
+    fixed = tree["posterior"].attrs.get("held_fixed", [])
+    point = set(map(str, tree["posterior"].data_vars)) <= set(fixed)
+    if not point:
+        rows["guide_khat"] = guide_khat(tree)
+        result = loo(tree) if len(tree["log_likelihood"].data_vars) == 1 else None
+        if result is not None:
+            rows |= {"elpd_loo": float(result["elpd_loo"]), "elpd_loo_se": float(result["se"])}
+            rows["share_khat_bad"] = float(result["share_khat_bad"])
+    if test is not None:
+        density = fit.log_density(test, num_samples)
+        rows["test_log_density"] = float(density.mean())
+        rows["test_log_density_se"] = float(density.std() / math.sqrt(density.size))
+    table = xr.Dataset({key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items()})
+    return table.assign_attrs({**tree["posterior"].attrs, "point_estimate": int(point)})
+
+
+def _num_rows(fit: Fit, data: Any) -> int:
+    from .inputs import as_dataset
+
+    return int(as_dataset(data).sizes.get(fit.schema.plate, 0))
+
+
+def as_text(table: xr.Dataset) -> str:
+    """Lay a report out as lines of name, number and meaning."""
+    lines = []
+    for name, value in table.data_vars.items():
+        number = float(value)
+        shown = f"{number:.0f}" if number.is_integer() and abs(number) < 1e9 else f"{number:.4g}"
+        lines.append(f"{name:>22}  {shown:>12}  {value.attrs.get('meaning', '')}")
+    return "\n".join(lines)

@@ -1,0 +1,275 @@
+"""Posterior draws as an xarray DataTree that ArviZ reads, for our fits and for anybody's Pyro model and guide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..models.parts.errors import SchemaError
+from ..models.schema import Schema
+from .draws import Pass, Sampler, Site, join
+from .inputs import DataLike, as_dataset, schema_of, to_inputs
+
+Groups = dict[str, xr.Dataset]
+
+
+def to_datatree(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: DataLike,
+    *,
+    num_samples: int = 1000,
+    dims: Mapping[str, tuple[str, ...]] | None = None,
+    latent: Iterable[str] = (),
+    predictive: bool = True,
+    prior: bool = True,
+    seed: int = 0,
+) -> xr.DataTree:
+    """Export the posterior of a Pyro model and its fitted guide.
+
+    Works on any model and guide, wherever they were trained; parameters are read from Pyro's current store. The model
+    must be vectorisable: indices from the right, no branching on values.
+
+    Parameters
+    ----------
+    model, guide
+        Pyro callables with the same arguments.
+    data
+        Dataset, or mapping of the model's arguments to ``(dims, values)`` or arrays. Minibatches are not needed: log
+        likelihoods are computed on all of it and never scaled.
+    num_samples
+        Draws: one chain, since they are independent.
+    dims
+        Names of event dims by site; plate dims take the plates' names and the labels of the data's dim of that name.
+    latent
+        Arguments of the model that are left to their defaults.
+    predictive, prior
+        Whether to add posterior predictive draws, and prior and prior predictive draws.
+    seed
+        Seed of the draws; the caller's random state is left alone.
+
+    Returns
+    -------
+    xr.DataTree
+        Groups ``posterior``, ``sample_stats`` (``log_p`` and ``log_q`` of each draw; the mean of log_q - log_p is the
+        loss, the negative ELBO), ``log_likelihood``, ``observed_data``, ``constant_data`` and the optional ones.
+
+    Raises
+    ------
+    SchemaError
+        If data lack an argument of the model, or dims do not fit.
+    NumericalError
+        If a draw is NaN.
+
+    Examples
+    --------
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> from pyro.infer import SVI, Trace_ELBO
+    >>> from pyro.infer.autoguide import AutoNormal
+    >>> def model(y):
+    ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    ...     with pyro.plate("cell", len(y)):
+    ...         pyro.sample("y_obs", dist.Normal(mean, 1.0), obs=y)
+    >>> y = torch.arange(5.0)
+    >>> pyro.clear_param_store()
+    >>> guide = AutoNormal(model)
+    >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    >>> losses = [svi.step(y) for _ in range(300)]
+    >>> tree = to_datatree(model, guide, {"y": ("cell", y)}, num_samples=200)
+    >>> dict(tree["posterior"]["mean"].sizes)
+    {'chain': 1, 'draw': 200}
+    """
+    dataset = as_dataset(data)
+    schema = schema_of(model, dataset, latent=latent, dims=dims)
+    inputs = to_inputs(schema, dataset)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        result = guide_pass(model, guide, inputs, num_samples, predictive=predictive)
+        prior_result = prior_pass(model, inputs, num_samples) if prior else None
+    attributes = {"model_name": name_of(model), "guide_name": name_of(guide), "seed": seed}
+    return build_tree(schema, dataset, result, prior_result, attributes=attributes)
+
+
+def name_of(thing: object) -> str:
+    """Name of a function or of an object's class."""
+    return getattr(thing, "__name__", type(thing).__name__)
+
+
+def guide_pass(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    inputs: Mapping[str, Tensor],
+    num_samples: int,
+    *,
+    predictive: bool = False,
+) -> Pass:
+    """Draw from a guide and score by the model."""
+    sampler = Sampler(model, guide, inputs)
+    passes = []
+    for where in sampler.chunks(num_samples):
+        count = where.stop - where.start
+        values, log_q = sampler.guide_values(count)
+        passes.append(sampler.model_pass(values, count, predictive=predictive, log_q=log_q))
+    return join(passes)
+
+
+def prior_pass(model: Callable[..., Any], inputs: Mapping[str, Tensor], num_samples: int) -> Pass:
+    """Draw from the prior, with prior predictive draws."""
+    sampler = Sampler(model, None, inputs)
+    counts = [where.stop - where.start for where in sampler.chunks(num_samples)]
+    return join([sampler.prior(count) for count in counts])
+
+
+def build_tree(
+    schema: Schema,
+    data: xr.Dataset,
+    result: Pass,
+    prior: Pass | None = None,
+    *,
+    num_chains: int = 1,
+    statistics: Mapping[str, tuple[tuple[str, ...], Any]] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> xr.DataTree:
+    """Name the dims of draws and put them into ArviZ's groups.
+
+    Parameters
+    ----------
+    schema, data
+        Where dims and labels come from.
+    result, prior
+        Draws of posterior and prior; posterior draws run over chains first.
+    num_chains
+        Chains that the posterior draws are split into.
+    statistics
+        Further variables of ``sample_stats`` with their dims.
+    attributes
+        Attributes of the posterior group: model, guide, seed, what was held fixed.
+    """
+    name = _Namer(schema, data, num_chains)
+    stats: dict[str, Any] = {"log_p": (("chain", "draw"), _split(result.log_p, num_chains))}
+    if result.log_q is not None:
+        stats["log_q"] = (("chain", "draw"), _split(result.log_q, num_chains))
+    stats.update(statistics or {})
+    groups: Groups = {
+        "posterior": name.dataset(result.values),
+        "sample_stats": xr.Dataset(stats),
+        "log_likelihood": name.dataset(result.log_likelihood),
+        "observed_data": _inputs_of(data, schema, observed=True),
+        "constant_data": _inputs_of(data, schema, observed=False),
+    }
+    if result.predictive:
+        groups["posterior_predictive"] = name.dataset(result.predictive)
+    if prior is not None:
+        one_chain = _Namer(schema, data, 1)
+        groups["prior"] = one_chain.dataset(prior.values)
+        groups["prior_predictive"] = one_chain.dataset(prior.predictive)
+    common = {
+        "created_at": datetime.now(UTC).isoformat(),
+        "inference_library": "pyro-ppl",
+        "inference_library_version": pyro.__version__,
+        "creation_library": "embergraph",
+        "creation_library_version": version("embergraph"),
+        "sample_dims": ["chain", "draw"],
+    }
+    for group in groups.values():
+        group.attrs.update(common)
+    groups["posterior"].attrs.update(storable(attributes or {}))
+    return xr.DataTree.from_dict({f"/{key}": value for key, value in groups.items() if value.data_vars})
+
+
+def to_arviz(tree: xr.DataTree) -> Any:
+    """Convert a tree into what the installed ArviZ works on: InferenceData for 0.x, the tree itself for 1.x."""
+    import arviz as az
+
+    return az.from_datatree(tree) if hasattr(az, "from_datatree") else tree
+
+
+def storable(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as netCDF can hold them: no None, bools as 0 and 1, mappings as JSON text."""
+    result: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            result[key] = int(value)
+        elif isinstance(value, Mapping) or (isinstance(value, list | tuple) and not all_text(value)):
+            result[key] = json.dumps(value, default=str)
+        else:
+            result[key] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def all_text(values: Iterable[Any]) -> bool:
+    """Whether a non-empty sequence holds text only."""
+    values = list(values)
+    return bool(values) and all(isinstance(v, str) for v in values)
+
+
+def _split(values: Tensor, num_chains: int) -> np.ndarray:
+    return values.reshape(num_chains, -1, *values.shape[1:]).cpu().numpy()
+
+
+def _inputs_of(data: xr.Dataset, schema: Schema, *, observed: bool) -> xr.Dataset:
+    names = [n for n, spec in schema.inputs.items() if n in data and spec.observed == observed]
+    chosen = data[names]
+    used = {dim for n in names for dim in data[n].dims}
+    dropped = [c for c in chosen.coords if c not in used]
+    result = chosen.drop_vars(dropped)
+    result.attrs = {}
+    return result.assign_coords({d: plain_labels(result[d].values) for d in used if d in result.coords})
+
+
+def plain_labels(values: Any) -> np.ndarray:
+    """Labels as netCDF can hold them: numbers stay, everything else becomes text."""
+    array = np.asarray(values)
+    return array if array.dtype.kind in "iuf" else np.asarray(values, dtype=str)
+
+
+class _Namer:
+    """Gives draws their dims and labels."""
+
+    def __init__(self, schema: Schema, data: xr.Dataset, num_chains: int) -> None:
+        self._schema, self._data, self._num_chains = schema, data, num_chains
+
+    def dataset(self, sites: Mapping[str, Site]) -> xr.Dataset:
+        """One Dataset of named variables (chain, draw, plates, event dims)."""
+        variables, sizes = {}, {}
+        for site_name, (plates, values) in sites.items():
+            name = site_name.replace("/", ".")
+            dims = (*plates, *self._event_dims(site_name, values.dim() - 1 - len(plates)))
+            repeated = sorted({d for d in dims if dims.count(d) > 1})
+            if repeated:
+                raise SchemaError(f"{site_name}: found dim {repeated[0]!r} twice in {dims}; wanted different names")
+            for dim, size in zip(dims, values.shape[1:], strict=True):
+                if sizes.setdefault(dim, size) != size:
+                    raise SchemaError(
+                        f"{site_name}: found size {size} of dim {dim!r}; wanted {sizes[dim]} as at other sites"
+                    )
+            variables[name] = (("chain", "draw", *dims), _split(values, self._num_chains))
+        return xr.Dataset(variables, {dim: self._labels(dim, size) for dim, size in sizes.items()})
+
+    def _event_dims(self, site: str, count: int) -> tuple[str, ...]:
+        declared = self._schema.site_dims.get(site)
+        if declared is None:
+            return tuple(f"{site.replace('/', '.')}_dim_{i}" for i in range(count))
+        if len(declared) != count:
+            raise SchemaError(f"{site}: found {count} event dims; wanted {len(declared)}, named {tuple(declared)}")
+        return tuple(declared)
+
+    def _labels(self, dim: str, size: int) -> np.ndarray:
+        source = self._schema.labels.get(dim, dim)
+        labels = self._schema.coords.get(source)
+        if labels is None and source in self._data.coords and self._data.sizes.get(source) == size:
+            labels = self._data[source].values
+        if labels is None:
+            return np.arange(size)
+        return plain_labels(labels) if len(labels) == size else np.arange(size)

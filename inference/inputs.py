@@ -1,0 +1,240 @@
+"""From a Dataset to the tensors that a model takes, and back to names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from pyro import poutine
+from torch import Tensor
+
+from ..models.parts.errors import DataError, SchemaError
+from ..models.schema import Input, Schema
+from .messengers import RESERVED, observed_sites
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+DataLike = xr.Dataset | Mapping[str, Any]
+
+
+def as_dataset(data: DataLike) -> xr.Dataset:
+    """Accept a Dataset, or a mapping of names to ``(dims, values)`` or to plain arrays and tensors.
+
+    Plain arrays get dims ``<name>_dim_0``, ``<name>_dim_1``, ...; scalars have none.
+
+    Raises
+    ------
+    DataError
+        If `data` is neither.
+    """
+    if isinstance(data, xr.Dataset):
+        return data
+    if not isinstance(data, Mapping):
+        raise DataError(f"data: found {type(data).__name__}; wanted an xarray Dataset or a mapping of names to arrays")
+    variables = {}
+    for name, value in data.items():
+        if isinstance(value, tuple):
+            variables[name] = value
+        else:
+            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+            variables[name] = (tuple(f"{name}_dim_{i}" for i in range(array.ndim)), array)
+    return xr.Dataset(variables)
+
+
+def schema_of(
+    model: Callable[..., Any],
+    data: xr.Dataset,
+    *,
+    latent: Iterable[str] = (),
+    dims: Mapping[str, tuple[str, ...]] | None = None,
+) -> Schema:
+    """Schema of a model: its own, or for a plain callable that of its parameters.
+
+    Parameters
+    ----------
+    model
+        Pyro callable. Ours have a ``schema``; of any other, each parameter must be a variable of `data`.
+    data
+        The data.
+    latent
+        Parameters of a plain callable that are left to their defaults.
+    dims
+        Names of the event dims of sites, ``{"weights": ("covariate",)}``.
+
+    Raises
+    ------
+    SchemaError
+        If a parameter is not in the data, or has a name that Pyro's wrappers take for themselves.
+    """
+    declared = getattr(model, "schema", None)
+    if isinstance(declared, Schema):
+        return declared
+    signature = inspect.signature(model.forward if isinstance(model, torch.nn.Module) else model)
+    names = [n for n, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    reserved = sorted(set(names) & set(RESERVED))
+    if reserved:
+        raise SchemaError(f"model: found an argument named {reserved[0]!r}, which Pyro's own wrappers take; rename it")
+    wanted = [name for name in names if name not in set(latent)]
+    missing = [name for name in wanted if name not in data]
+    if missing:
+        raise SchemaError(
+            f"{missing[0]}: the model takes it, found data variables {sorted(map(str, data.variables))}; "
+            f"wanted {missing[0]!r} among them, or listed in latent="
+        )
+    kinds = {name: _kind(data[name]) for name in wanted}
+    inputs = {name: Input(None, kinds[name]) for name in wanted}
+    plain = Schema(inputs=inputs, site_dims=dict(dims or {}))
+    observed = _observed_inputs(model, to_inputs(plain, data))
+    marked = {name: Input(None, kinds[name], observed=name in observed) for name in wanted}
+    first = next((data[name].dims for name in wanted if name in observed and data[name].ndim), ("cell",))
+    return Schema(inputs=marked, site_dims=dict(dims or {}), plate=str(first[0]))
+
+
+def _kind(variable: xr.DataArray) -> Any:
+    kinds = {"f": "float", "i": "int", "u": "int", "b": "bool"}
+    if variable.dtype.kind not in kinds:
+        raise SchemaError(f"{variable.name}: found dtype {variable.dtype}; wanted numbers (code labels as integers)")
+    return kinds[variable.dtype.kind]
+
+
+def _observed_inputs(model: Callable[..., Any], inputs: Mapping[str, Tensor]) -> set[str]:
+    with torch.random.fork_rng(), poutine.block():
+        trace = poutine.trace(model).get_trace(**inputs)
+    values = [site["value"] for site in observed_sites(trace).values()]
+    return {
+        name
+        for name, tensor in inputs.items()
+        if any(v is tensor or (v.shape == tensor.shape and torch.equal(v, tensor)) for v in values)
+    }
+
+
+def to_inputs(
+    schema: Schema, data: xr.Dataset, *, device: torch.device | str | None = None, observed: bool = True
+) -> dict[str, Tensor]:
+    """Tensors of the model's inputs.
+
+    Parameters
+    ----------
+    schema
+        What is wanted.
+    data
+        Where it is taken from.
+    device
+        Device of the tensors.
+    observed
+        False leaves the observed inputs out, so that the model draws them.
+
+    Raises
+    ------
+    SchemaError
+        If a declared input is missing or has other dims or another kind.
+    DataError
+        If an input is empty or not finite.
+    """
+    result = {}
+    for name, spec in schema.inputs.items():
+        if spec.observed and not observed:
+            continue
+        if name not in data:
+            role = "the observed variable" if spec.observed else "an input"
+            raise SchemaError(
+                f"{name}: {role} of the model, found data variables {sorted(map(str, data.data_vars))}; "
+                f"wanted {name!r} among them"
+            )
+        result[name] = _tensor(name, data[name], spec, device)
+    return result
+
+
+def _tensor(name: str, variable: xr.DataArray, spec: Input, device: torch.device | str | None) -> Tensor:
+    if spec.dims is not None and tuple(variable.dims) != spec.dims:
+        raise SchemaError(f"{name}: found dims {tuple(variable.dims)}; wanted {spec.dims}")
+    kind = _kind(variable)
+    if spec.kind != kind and not (spec.kind == "float" and kind == "int"):
+        raise SchemaError(f"{name}: found {kind} values; wanted {spec.kind}")
+    if variable.size == 0:
+        raise DataError(f"{name}: found an empty variable with sizes {dict(variable.sizes)}; wanted at least one value")
+    values: Shaped[np.ndarray, "..."] = np.ascontiguousarray(variable.values)
+    if spec.kind == "float":
+        values = values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+        if not np.isfinite(values).all():
+            bad = int((~np.isfinite(values)).sum())
+            raise DataError(f"{name}: found {bad} values that are NaN or infinite; wanted finite numbers")
+    elif spec.kind == "int":
+        values = values.astype(np.int64)
+    return torch.tensor(values, device=device)
+
+
+def float_dtype(inputs: Mapping[str, Tensor]) -> torch.dtype:
+    """The precision of the data: float64 if any input has it, else float32, else torch's default."""
+    dtypes = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()}
+    if not dtypes:
+        return torch.get_default_dtype()
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+@dataclass(frozen=True)
+class Template:
+    """Shape and names of the training data without the data.
+
+    Attributes
+    ----------
+    variables
+        Of each input: dims, sizes and dtype.
+    coords
+        Labels of the dims, but for the cells' own.
+    extras
+        Small variables that do not run over cells (a standardisation, a reference graph).
+    attrs
+        Attributes of the Dataset.
+    """
+
+    variables: dict[str, tuple[tuple[str, ...], tuple[int, ...], str]]
+    coords: dict[str, list[Any]] = field(default_factory=dict)
+    extras: dict[str, tuple[tuple[str, ...], list[Any]]] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    MAX_EXTRA = 100_000
+
+    @classmethod
+    def of(cls, schema: Schema, data: xr.Dataset) -> Template:
+        """Take the template of `data`."""
+        names = [name for name in schema.inputs if name in data]
+        variables = {n: (tuple(map(str, data[n].dims)), tuple(data[n].shape), str(data[n].dtype)) for n in names}
+        dims = {dim for n in names for dim in data[n].dims} - {schema.plate}
+        extras = {
+            str(n): (tuple(map(str, v.dims)), v.values.tolist())
+            for n, v in data.data_vars.items()
+            if n not in names and schema.plate not in v.dims and v.size <= cls.MAX_EXTRA and v.dtype.kind in "fiubU"
+        }
+        dims |= {dim for extra_dims, _ in extras.values() for dim in extra_dims}
+        coords = {str(dim): data[dim].values.tolist() for dim in dims if dim in data.coords}
+        attrs = {str(k): v for k, v in data.attrs.items() if isinstance(v, str | int | float)}
+        return cls(variables, coords, extras, attrs)
+
+    def zeros(self, schema: Schema, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Inputs of the right shapes filled with zeros, to build a guide without data."""
+        variables = {n: (dims, np.zeros(shape, dtype)) for n, (dims, shape, dtype) in self.variables.items()}
+        return to_inputs(schema, xr.Dataset(variables), device=device)
+
+    def extra_dataset(self) -> xr.Dataset:
+        """The small variables with their labels and the attributes."""
+        extras = xr.Dataset({n: (dims, np.asarray(values)) for n, (dims, values) in self.extras.items()})
+        coords = {dim: (dim, labels) for dim, labels in self.coords.items() if dim in extras.dims}
+        return extras.assign_coords(coords).assign_attrs(self.attrs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"variables": self.variables, "coords": self.coords, "extras": self.extras, "attrs": self.attrs}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Template:
+        """Inverse of `to_dict`."""
+        variables = {n: (tuple(d), tuple(s), t) for n, (d, s, t) in saved["variables"].items()}
+        extras = {n: (tuple(d), v) for n, (d, v) in saved["extras"].items()}
+        return cls(variables, dict(saved["coords"]), extras, dict(saved["attrs"]))

@@ -1,0 +1,89 @@
+"""Handlers through which routines supply values to a model: minibatch rows, parameters, draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+RESERVED = ("context", "fn")  # argument names of Pyro's own wrappers; a model with such an argument fails under SVI
+
+
+class Supply(Messenger):
+    """Give named sites their values; a plate's value is the rows of its minibatch.
+
+    Models write plain ``pyro.plate`` and ``pyro.subsample``; the plate scales what is inside by n / batch size.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def is_plate(site: Mapping[str, Any]) -> bool:
+    """Whether a sample site is the subsample of a plate."""
+    return isinstance(site["fn"], _Subsample)
+
+
+def sample_sites(trace: Any) -> dict[str, dict[str, Any]]:
+    """Sample sites of a trace in order of appearance, without plates."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not is_plate(site)}
+
+
+def is_deterministic(site: Mapping[str, Any]) -> bool:
+    """Whether a site was written by ``pyro.deterministic``."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def is_factor(site: Mapping[str, Any]) -> bool:
+    """Whether a site was written by ``pyro.factor``."""
+    return isinstance(site["fn"], pyro.distributions.Unit)
+
+
+def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
+    """Sites whose posterior is wanted: neither observed, deterministic nor factors."""
+    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
+
+
+def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
+    """Sites that were scored on data."""
+    return {
+        name: site
+        for name, site in sample_sites(trace).items()
+        if site["is_observed"] and not is_deterministic(site) and not is_factor(site)
+    }
+
+
+def plates_of(site: Mapping[str, Any]) -> dict[int, Any]:
+    """Vectorised plates around a site by their dim (negative, from the right)."""
+    return {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+@contextmanager
+def isolated(seed: int | None = None, store: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    """A parameter store and a random state of one's own; the caller's are as before afterwards.
+
+    Parameters
+    ----------
+    seed
+        Seed of torch's generators inside; None leaves the random state shared with the caller.
+    store
+        State of the store to start from, as `isolated` yielded it in an earlier call.
+    """
+    with pyro.get_param_store().scope(store) as state:
+        if seed is None:
+            yield state
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield state

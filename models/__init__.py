@@ -1,0 +1,1 @@
+"""Generative models, one file a method; shared pieces live in `parts`."""
