@@ -75,7 +75,7 @@ def residuals(networks: xr.Dataset, data: xr.Dataset) -> Float[np.ndarray, "cell
     Raises
     ------
     DataError
-        If a variable is missing, or the cells or genes differ.
+        If a variable is missing, the cells or genes differ, or a value is NaN or infinite.
     """
     missing = [name for name in ("network", "intercept") if name not in networks]
     if missing:
@@ -84,7 +84,11 @@ def residuals(networks: xr.Dataset, data: xr.Dataset) -> Float[np.ndarray, "cell
     expression = data["expression"].transpose("cell", "gene").to_numpy().astype(np.float64)
     intercept = networks["intercept"].transpose("cell", "gene").to_numpy()
     weights = networks["network"].transpose("cell", "regulator", "target").to_numpy()
-    return expression - intercept - np.einsum("na,nab->nb", expression, weights)
+    error = expression - intercept - np.einsum("na,nab->nb", expression, weights)
+    if not np.isfinite(error).all():
+        cells = listed(data["cell"].to_numpy()[~np.isfinite(error).all(axis=1)])
+        raise DataError(f"residuals are not finite in cells {cells}; wanted networks, intercepts and data without NaN")
+    return error
 
 
 def held_out_mse(networks: xr.Dataset, data: xr.Dataset, *, allow_cyclic: bool = False) -> float:
@@ -112,9 +116,10 @@ def held_out_mse(networks: xr.Dataset, data: xr.Dataset, *, allow_cyclic: bool =
     DataError
         If a network has a cycle and `allow_cyclic` is False, or as in `residuals`.
     """
+    error = residuals(networks, data)
     if not allow_cyclic:
         _refuse_cycles(networks)
-    return float(np.mean(residuals(networks, data) ** 2))
+    return float(np.mean(error**2))
 
 
 def gaussian_log_density(networks: xr.Dataset, data: xr.Dataset, *, allow_cyclic: bool = False) -> float:
@@ -139,11 +144,11 @@ def gaussian_log_density(networks: xr.Dataset, data: xr.Dataset, *, allow_cyclic
     DataError
         If a network has a cycle and `allow_cyclic` is False, sigma is missing or not positive, or as in `residuals`.
     """
+    error = residuals(networks, data)
     if not allow_cyclic:
         _refuse_cycles(networks)
     if "sigma" not in networks:
         raise DataError(f"networks lack 'sigma'; found {listed(networks.data_vars)}")
-    error = residuals(networks, data)
     sigma = networks["sigma"].broadcast_like(networks["intercept"]).transpose("cell", "gene").to_numpy()
     if not (sigma > 0).all():
         raise DataError(f"sigma has the smallest value {sigma.min()}; wanted positive numbers")
@@ -247,6 +252,9 @@ def _refuse_cycles(networks: xr.Dataset) -> None:
 
 def _check_labels(networks: xr.Dataset, data: xr.Dataset) -> None:
     for dim, other in (("cell", "cell"), ("gene", "gene"), ("regulator", "gene"), ("target", "gene")):
-        found, wanted = networks[dim].to_numpy(), data[other].to_numpy()
-        if not np.array_equal(found, wanted):
+        if dim not in networks.sizes or other not in data.sizes:
+            raise DataError(
+                f"found networks with dims {listed(networks.sizes)} and data with dims {listed(data.sizes)}"
+            )
+        if not np.array_equal(networks[dim].to_numpy(), data[other].to_numpy()):
             raise DataError(f"networks have other names along {dim} than the data, or in another order")

@@ -138,7 +138,7 @@ def best_f1(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHO
 
 
 def structural_hamming_distance(
-    estimate: Networks, truth: Networks, *, at: float = 0.0, threshold: float = EDGE_THRESHOLD
+    estimate: Networks, truth: Networks, *, at: float = EDGE_THRESHOLD, threshold: float = EDGE_THRESHOLD
 ) -> float:
     """Number of gene pairs whose edge is missing, extra or reversed (each counts 1), averaged over cells.
 

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .messengers import Supply, latent_sites, plates_of, sample_sites
+from .messengers import Supply, is_plate, latent_sites, plates_of, sample_sites
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -54,6 +54,8 @@ class LogDensity:
         with poutine.block():
             trace = poutine.trace(model).get_trace(**self.inputs)
         self.nesting = max_plate_nesting(trace)
+        plates = {n: s["fn"].size for n, s in trace.nodes.items() if s["type"] == "sample" and is_plate(s)}
+        self.plate_sizes: dict[str, int] = plates
         self.shapes: dict[str, torch.Size] = {}
         self.plate_shapes: dict[str, tuple[int, ...]] = {}
         self.transforms: dict[str, Any] = {}
@@ -64,6 +66,7 @@ class LogDensity:
             self.shapes[name] = self.transforms[name].inv(site["value"].detach()).shape
         self.sizes = {name: shape.numel() for name, shape in self.shapes.items()}
         self.num_dims = sum(self.sizes.values())
+        self.example = {name: site["value"].detach() for name, site in latent_sites(trace).items()}
         self.event_dims = {name: site["fn"].event_dim for name, site in latent_sites(trace).items()}
 
     def unpack(self, vector: Float[Tensor, "draw dim"]) -> dict[str, Tensor]:

@@ -239,6 +239,8 @@ class _Namer:
 
     def __init__(self, schema: Schema, data: xr.Dataset, num_chains: int) -> None:
         self._schema, self._data, self._num_chains = schema, data, num_chains
+        # Only dims of the model's inputs lend their labels: the archetypes of a simulation's truth are not ours.
+        self._known = {dim for name in schema.inputs if name in data for dim in data[name].dims}
 
     def dataset(self, sites: Mapping[str, Site]) -> xr.Dataset:
         """One Dataset of named variables (chain, draw, plates, event dims)."""
@@ -261,6 +263,8 @@ class _Namer:
         declared = self._schema.site_dims.get(site)
         if declared is None:
             return tuple(f"{site.replace('/', '.')}_dim_{i}" for i in range(count))
+        if count == 0:  # pointwise log likelihoods have none
+            return ()
         if len(declared) != count:
             raise SchemaError(f"{site}: found {count} event dims; wanted {len(declared)}, named {tuple(declared)}")
         return tuple(declared)
@@ -268,7 +272,7 @@ class _Namer:
     def _labels(self, dim: str, size: int) -> np.ndarray:
         source = self._schema.labels.get(dim, dim)
         labels = self._schema.coords.get(source)
-        if labels is None and source in self._data.coords and self._data.sizes.get(source) == size:
+        if labels is None and source in self._known and source in self._data.coords:
             labels = self._data[source].values
         if labels is None:
             return np.arange(size)

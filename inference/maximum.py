@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..models.parts.errors import NumericalError
 from .density import LogDensity
+from .messengers import Supply
 from .schedules import BufferSchedules, Cosine, Schedule
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def maximize(
     schedules: Mapping[str, Schedule] | None = None,
     clip: Mapping[str, float] | None = None,
     scale: float = 1.0,
+    batch: tuple[str, int] | None = None,
     progress: bool = True,
     label: str = "MAP",
 ) -> Maximum:
@@ -79,6 +81,8 @@ def maximize(
         Largest gradient norm of a site, for each restart by itself, after division by `scale`.
     scale
         The objective is divided by it (number of cells), which gives `clip` its unit.
+    batch
+        Name of a plate and number of its rows in a step (fresh rows each step); all rows unless given.
     progress, label
         Progress bar and its label.
 
@@ -107,7 +111,8 @@ def maximize(
                 buffers.set(step / num_steps)
                 for group, cosine in zip(optimizer.param_groups, cosines, strict=True):
                     group["lr"] = cosine(step / num_steps)
-                value = density(torch.cat(list(leaves.values()), -1), jacobian=False)
+                with Supply(_rows(density, batch)):
+                    value = density(torch.cat(list(leaves.values()), -1), jacobian=False)
                 history.append(value.detach())
                 optimizer.zero_grad()
                 (-value / scale).sum().backward()
@@ -130,6 +135,12 @@ def maximize(
     if not bool(torch.isfinite(final).any()):
         raise NumericalError(f"{label}: no restart ended at a finite log density after {len(history)} steps")
     return Maximum(points, final, torch.stack(history), interrupted)
+
+
+def _rows(density: LogDensity, batch: tuple[str, int] | None) -> dict[str, Tensor]:
+    if batch is None or batch[1] >= density.plate_sizes[batch[0]]:
+        return {}
+    return {batch[0]: torch.randperm(density.plate_sizes[batch[0]])[: batch[1]]}
 
 
 def _clip_gradients(leaves: Mapping[str, Tensor], finite: Tensor, clip: Mapping[str, float]) -> None:

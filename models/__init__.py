@@ -1,1 +1,5 @@
 """Generative models, one file a method; shared pieces live in `parts`."""
+
+from .notmad import NOTMAD, AcyclicityFactor
+
+__all__ = ["NOTMAD", "AcyclicityFactor"]

@@ -29,7 +29,7 @@ softmax is never exactly zero. Hence the two forms of the model, chosen by `orde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
@@ -216,6 +216,7 @@ class NOTMAD(torch.nn.Module):
                 "sigma": ("gene",) if self.noise == "free" else (),
                 "encoder_weights": ("feature", "archetype"),
                 "encoder_bias": ("archetype",),
+                "encoder_log_amplitude": (),
                 "encoder_hidden_1": ("covariate", "hidden_input", "hidden"),
                 "encoder_hidden_2": ("covariate", "hidden_with_offset", "hidden"),
                 "expression": ("gene",),
@@ -290,3 +291,36 @@ class NOTMAD(torch.nn.Module):
             pyro.factor("acyclicity", -factor.weight * factor.h(sem.networks()))
             if factor.cyclic_likelihood:
                 pyro.factor("log_abs_det", sem.log_abs_det())
+
+    def settings(self) -> dict[str, Any] | None:
+        """JSON description for saving, None when a prior has no name that a file may carry."""
+        priors = {key: getattr(self, key).settings() for key in ("edge_prior", "intercept_prior", "noise_prior")}
+        encoder = self.encoder.settings()
+        if encoder is None or None in priors.values():
+            return None
+        order = None if self.form == "relaxed" else "uniform"
+        return {
+            "num_genes": self.num_genes,
+            "num_archetypes": self.num_archetypes,
+            "noise": self.noise,
+            "order": order if self.fixed_order is None else self.fixed_order.tolist(),
+            "priors": priors,
+            "encoder": encoder,
+            "acyclicity": None if self.acyclicity is None else self.acyclicity.settings(),
+        }
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> NOTMAD:
+        """Rebuild from `settings`; the buffers are filled by the saved state."""
+        acyclicity = settings["acyclicity"] and AcyclicityFactor(**settings["acyclicity"])
+        model = cls(
+            settings["num_genes"],
+            Encoder.from_settings(settings["encoder"]),
+            settings["num_archetypes"],
+            noise=settings["noise"],
+            order=settings["order"],
+            acyclicity=acyclicity,
+        )
+        for key, prior in settings["priors"].items():
+            setattr(model, key, Prior.from_settings(prior))
+        return model

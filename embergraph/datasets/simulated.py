@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -127,13 +128,13 @@ def _archetypes(
     return out
 
 
-def _check(settings: dict[str, int | float | str]) -> None:
+def _check(settings: Mapping[str, Any]) -> None:
     least = {"num_cells": 2, "num_genes": 2, "num_archetypes": 1, "num_covariates": 1}
     for name, smallest in least.items():
-        if settings[name] < smallest:  # type: ignore[operator]  # these settings are integers
+        if settings[name] < smallest:
             raise DataError(f"{name} is {settings[name]}; wanted at least {smallest}")
     for name in ("temperature", "noise_scale"):
-        if not 0 < settings[name] < np.inf:  # type: ignore[operator]  # these settings are numbers
+        if not 0 < settings[name] < np.inf:
             raise DataError(f"{name} is {settings[name]}; wanted a positive number")
     if settings["orders"] not in get_args(Orders):
         raise DataError(f"orders is {settings['orders']!r}; wanted one of {', '.join(get_args(Orders))}")

@@ -1,1 +1,42 @@
-"""Placeholder, see the commit that fills it."""
+"""Ready-made plans: one a method, chosen by the class of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from ..inference import Fit
+from ..models.notmad import NOTMAD
+from ..models.parts.errors import SchemaError
+from .notmad import NOTMADFit, fit_notmad
+
+PLANS: dict[type, Callable[..., Fit]] = {NOTMAD: fit_notmad}
+"""Where methods are registered: one line each."""
+
+__all__ = ["PLANS", "NOTMADFit", "fit", "fit_notmad"]
+
+
+def fit(model: Any, data: xr.Dataset, **options: Any) -> Any:
+    """Fit a model of this suite by its method's plan.
+
+    Parameters
+    ----------
+    model
+        A model of the suite, such as ``NOTMAD.for_data(data)``.
+    data
+        Its data.
+    **options
+        Options of the plan, see `fit_notmad`.
+
+    Raises
+    ------
+    SchemaError
+        If the model has no plan; use `svi` or `mcmc` for models of your own.
+    """
+    for kind, run in PLANS.items():
+        if isinstance(model, kind):
+            return run(model, data, **options)
+    known = sorted(kind.__name__ for kind in PLANS)
+    raise SchemaError(f"model: found {type(model).__name__}; wanted one of {known} (use svi or mcmc for your own)")

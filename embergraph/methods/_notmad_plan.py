@@ -1,0 +1,203 @@
+"""The stages of NOTMAD's plan: a point by annealing, orders of the genes, a posterior given the orders."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ..guides.orders import OrderScore, climb, sample_orders
+from ..inference.density import LogDensity
+from ..inference.hmc import Chains, negative_hessian, whitened_hmc, whitening
+from ..inference.maximum import Maximum, maximize
+from ..inference.schedules import Geometric
+from ..models.notmad import NOTMAD, AcyclicityFactor
+from ..models.parts.priors import Prior
+from ..models.parts.projection import project, topological_order
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+Inputs = Mapping[str, Tensor]
+Values = dict[str, Tensor]
+
+SEARCH_RATES = {"": 1e-2, "encoder_weights": 3e-2, "encoder_bias": 3e-2}
+L1 = 0.01
+BATCH = ("cell", 1024)  # rows of a step of a point search; more change the point by less than its error
+CURVATURE = {"edges": 1 / (2 * 0.3**2), "sigma": 4.0, "encoder_log_amplitude": 4.0}
+"""Curvature that a prior adds to the whitening; 1 elsewhere. Sets the efficiency of HMC, not its target."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point estimate of everything but the order.
+
+    Attributes
+    ----------
+    archetypes
+        W_k, dense.
+    values
+        The other sites.
+    mixture
+        Z of the training cells.
+    """
+
+    archetypes: Float[Tensor, "archetype regulator target"]
+    values: Values
+    mixture: Float[Tensor, "cell archetype"]
+
+
+def search_model(model: NOTMAD, num_cells: int) -> NOTMAD:
+    """The relaxed model with the priors of the search: L1 on edges, Normal on the encoder, flat on the noise.
+
+    The user's own priors enter afterwards, given orders. The acyclicity function is expm up to 20 genes, logdet above.
+    """
+    encoder = copy.deepcopy(model.encoder)
+    encoder.weight_prior = Prior(dist.Normal(0.0, 1.0))
+    encoder.bias_prior = Prior(dist.Normal(0.0, 1.0))
+    encoder.amplitude_prior = Prior(dist.Normal(0.0, 0.5))
+    function = "expm" if model.num_genes <= 20 else "logdet"
+    relaxed = NOTMAD(
+        model.num_genes,
+        encoder,
+        model.num_archetypes,
+        noise=model.noise,
+        order=None,
+        edge_prior=dist.Laplace(0.0, 1 / (L1 * num_cells)),
+        noise_prior=dist.LogNormal(0.0, 10.0),
+        acyclicity=AcyclicityFactor(function, "union"),
+    )
+    return relaxed.to(encoder.location)
+
+
+def search(
+    model: NOTMAD, inputs: Inputs, *, num_restarts: int, num_steps: int, progress: bool
+) -> tuple[LogDensity, Maximum]:
+    """Restarts of the relaxed model with the acyclicity weight raised geometrically after 40 % of the steps."""
+    zero = model.encoder.location.new_zeros(())
+    density = LogDensity(model, inputs, {"encoder_log_amplitude": zero})
+    starts = zero.new_zeros(num_restarts, density.num_dims)
+    spread = {"edges": 0.05, "encoder_weights": 0.3}
+    for name, where in density.slices().items():
+        if name in spread:
+            starts[:, where] = spread[name] * torch.randn_like(starts[:, where])
+        elif name in model.encoder.hidden:
+            starts[:, where] = _prior_starts(model, name, num_restarts).to(zero)
+    n = inputs["covariates"].shape[0]
+    found = maximize(
+        density,
+        starts,
+        num_steps=num_steps,
+        learning_rate=SEARCH_RATES,
+        schedules={"acyclicity.weight": Geometric(0.05, 1e3, 0.4)},
+        clip={"edges": 10.0},
+        scale=float(n),
+        batch=BATCH,
+        progress=progress,
+        label=f"MAP, {num_restarts} starts",
+    )
+    return density, found
+
+
+def _prior_starts(model: NOTMAD, name: str, num_restarts: int) -> Tensor:
+    draws = [model.encoder.hidden_weights()[name].flatten() for _ in range(num_restarts)]
+    return torch.stack(draws)
+
+
+def point_of(model: NOTMAD, density: LogDensity, vector: Float[Tensor, " dim"], inputs: Inputs) -> Point:
+    """Values of one vector of `density`, and what follows from them."""
+    with torch.no_grad():
+        padded = {**density.unpack(vector.unsqueeze(0)), **density.fixed}
+        values = {n: v.reshape(v.shape[v.dim() - density.event_dims[n] :]) for n, v in padded.items() if n != "order"}
+        order = density.fixed.get("order")
+        archetypes = model.place(values["edges"], None if order is None else order.reshape(-1))
+        mixture = model.encoder(inputs["covariates"], values).softmax(-1)
+    return Point(archetypes, values, mixture)
+
+
+def starting_order(point: Point) -> Int[np.ndarray, " gene"]:
+    """Topological order of the projected union of the archetypes."""
+    union = point.archetypes.square().sum(0).sqrt()
+    return topological_order(project(union).networks).cpu().numpy()
+
+
+def given_orders(
+    model: NOTMAD, inputs: Inputs, orders: Int[np.ndarray, "component gene"], point: Point
+) -> tuple[LogDensity, Float[Tensor, "component dim"]]:
+    """Density of the exact model given one order a row, and the vectors of `point` under each."""
+    like = point.archetypes
+    index = torch.as_tensor(orders, device=like.device)
+    fixed = {"order": index.unsqueeze(1)} if model.fixed_order is None else {}
+    density = LogDensity(model, inputs, fixed)
+    upper = torch.triu_indices(model.num_genes, model.num_genes, 1, device=like.device)
+    edges = torch.stack([like[:, o][:, :, o][:, upper[0], upper[1]] for o in index])
+    known = {**density.example, **point.values}  # sites of a hierarchical prior start at a draw of theirs
+    shared = {n: known[n].expand(len(index), *known[n].shape) for n in density.shapes}
+    return density, density.pack({**shared, "edges": edges})
+
+
+def joint_map(density: LogDensity, starts: Tensor, num_cells: int, *, num_steps: int, progress: bool) -> Maximum:
+    """Mode of the exact model given orders, under the user's priors."""
+    return maximize(
+        density, starts, num_steps=num_steps, learning_rate=1e-2, scale=float(num_cells), batch=BATCH,
+        progress=progress, label="MAP given orders",
+    )  # fmt: skip
+
+
+def find_order(
+    model: NOTMAD, inputs: Inputs, point: Point, *, num_rounds: int = 3, progress: bool = True
+) -> tuple[Int[np.ndarray, " gene"], Point]:
+    """Climb the collapsed score and refit the point in turns until the order stays."""
+    expression = inputs["expression"].cpu().double().numpy()
+    n = len(expression)
+    order = starting_order(point)
+    for turn in range(num_rounds):
+        score = OrderScore(expression, point.mixture.cpu().double().numpy(), model.noise)
+        climbed = climb(score, order, progress=progress)
+        if turn and (climbed == order).all():
+            break
+        order = climbed
+        density, starts = given_orders(model, inputs, order[None], point)
+        found = joint_map(density, starts, n, num_steps=600, progress=progress)
+        point = point_of(model, density, found.points[found.best], inputs)
+    return order, point
+
+
+def draw_orders(
+    model: NOTMAD, inputs: Inputs, order: Int[np.ndarray, " gene"], point: Point, *, num_orders: int, seed: int,
+    progress: bool,
+) -> Int[np.ndarray, "draw gene"]:  # fmt: skip
+    """Orders from their posterior given the mixture of `point`, with repetitions."""
+    expression = inputs["expression"].cpu().double().numpy()
+    score = OrderScore(expression, point.mixture.cpu().double().numpy(), model.noise)
+    orders, _ = sample_orders(score, order, num_orders=num_orders, seed=seed, progress=progress)
+    return orders
+
+
+def run_hmc(
+    density: LogDensity, points: Float[Tensor, "chain dim"], *, num_warmup: int, num_draws: int, progress: bool
+) -> Chains:
+    """One chain an order from its mode, whitened by the curvature there."""
+    curvature = points.new_ones(density.num_dims)
+    for name, where in density.slices().items():
+        curvature[where] = CURVATURE.get(name, 1.0)
+    likelihood = negative_hessian(lambda vector: density.terms(vector)["expression"], points)
+    roots = whitening(likelihood + curvature.diag())
+    return whitened_hmc(density, points, roots, num_warmup=num_warmup, num_draws=num_draws, progress=progress)
+
+
+def distinct(orders: Int[np.ndarray, "draw gene"]) -> tuple[Int[np.ndarray, "component gene"], np.ndarray]:
+    """The different orders and how often each was drawn."""
+    unique, counts = np.unique(orders, axis=0, return_counts=True)
+    return unique, counts
+
+
+def prefers_hmc(density: LogDensity, num_cells: int) -> bool:
+    """Whether HMC is affordable: up to 400 parameters, and parameters x cells up to 5e5."""
+    return density.num_dims <= 400 and density.num_dims * num_cells <= 5e5

@@ -1,0 +1,221 @@
+"""NOTMAD, ready-made: the plan that fits it and the questions that its posterior answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from pyro.infer.autoguide import AutoDelta, init_to_value
+from torch import Tensor
+
+from ..guides.notmad import NOTMADGuide
+from ..inference import Fit, StoredDraws, register, svi
+from ..inference.inputs import Template, to_inputs
+from ..inference.messengers import isolated
+from ..inference.run import make_pair
+from ..models.notmad import NOTMAD
+from ..models.parts.errors import DataError
+from . import _notmad_plan as plan
+from ._notmad_networks import Networks
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+Posterior = Literal["auto", "hmc", "mean_field"]
+
+
+class NOTMADFit(Networks, Fit):
+    """A fitted NOTMAD: a `Fit` that also tells networks of cells."""
+
+
+def fit_notmad(
+    model: NOTMAD,
+    data: xr.Dataset,
+    *,
+    posterior: Posterior = "auto",
+    num_restarts: int = 8,
+    num_steps: int = 1500,
+    num_orders: int = 8,
+    num_warmup: int = 200,
+    num_draws: int = 400,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> NOTMADFit:
+    """Fit NOTMAD by the plan that was measured best.
+
+    1. MAP of the relaxed model from several starts at once, the acyclicity weight annealed. A relaxed `model` (order
+       None) stops here: the point estimate of the paper, under the model's own priors.
+    2. Search over orders by a collapsed score, alternating with the joint MAP given the order under the user's priors;
+       then Metropolis sampling of orders.
+    3. Posterior given each sampled order, by HMC in whitened coordinates (one chain an order) or by a mean-field guide.
+
+    Parameters
+    ----------
+    model
+        From `NOTMAD.for_data`; copied, not changed.
+    data
+        Standardised Dataset with ``expression`` and ``covariates``.
+    posterior
+        ``"hmc"``, ``"mean_field"``, or ``"auto"``: HMC up to 400 parameters and 5e5 parameters x cells.
+    num_restarts, num_steps
+        Starts of stage 1 and their steps.
+    num_orders
+        Orders drawn in stage 2; components (or chains) of the posterior.
+    num_warmup, num_draws
+        Steps of HMC and draws kept of each chain.
+    seed, device, progress
+        As for `svi`.
+
+    Returns
+    -------
+    NOTMADFit
+        Stored draws (HMC), a mixture guide (mean field) or a point (relaxed model).
+
+    Raises
+    ------
+    DataError
+        If the data are not centred, or an option is unknown.
+    SchemaError
+        If data and model do not belong together.
+    NumericalError
+        If no start ends at finite numbers.
+    """
+    if posterior not in ("auto", "hmc", "mean_field"):
+        raise DataError(f"posterior: found {posterior!r}; wanted 'auto', 'hmc' or 'mean_field'")
+    inputs = to_inputs(model.schema, data, device=device)
+    check_centred(inputs["expression"])
+    template = Template.of(model.schema, data)
+    with isolated(seed) as store, pyro.validation_enabled(False):
+        model, _, _ = make_pair(model, lambda model: None, inputs)
+        job = _Plan(model, inputs, template, store, seed, progress)
+        if model.form == "relaxed":
+            return job.point_estimate(num_restarts, num_steps)
+        orders, point, history = job.orders(num_restarts, num_steps, num_orders)
+        density, starts = plan.given_orders(model, inputs, orders, point)
+        if posterior == "hmc" or (posterior == "auto" and plan.prefers_hmc(density, len(inputs["expression"]))):
+            return job.hmc(orders, density, starts, history, num_warmup, num_draws)
+        return job.mean_field(data, orders, point, history)
+
+
+def check_centred(expression: Tensor) -> None:
+    """Refuse data whose genes are far from centred: the priors speak of centred genes on a common or own scale.
+
+    Raises
+    ------
+    DataError
+        Naming the largest mean.
+    """
+    mean, sd = expression.mean(0).abs(), expression.std(0)
+    worst = float((mean / sd).max())
+    if worst > 0.5:
+        raise DataError(
+            f"expression: found a gene whose mean is {worst:.2g} of its standard deviations from zero; "
+            "wanted centred genes (data, transform = standardize(data, scale='common'))"
+        )
+
+
+class _Plan:
+    def __init__(
+        self, model: NOTMAD, inputs: dict[str, Tensor], template: Template, store: Any, seed: int, progress: bool
+    ) -> None:
+        self.model, self.inputs, self.template = model, inputs, template
+        self.store, self.seed, self.progress = store, seed, progress
+        self.num_cells = len(inputs["expression"])
+
+    def point_estimate(self, num_restarts: int, num_steps: int) -> NOTMADFit:
+        density, found = plan.search(
+            self.model, self.inputs, num_restarts=num_restarts, num_steps=num_steps, progress=self.progress
+        )
+        point = plan.point_of(self.model, density, found.points[found.best], self.inputs)
+        guide = AutoDelta(self.model, init_loc_fn=init_to_value(values=point.values))
+        guide(**self.inputs)
+        return self.fit(guide, None, found.history, "map", found)
+
+    def orders(
+        self, num_restarts: int, num_steps: int, num_orders: int
+    ) -> tuple[Int[np.ndarray, "draw gene"], plan.Point, Tensor]:
+        searched = plan.search_model(self.model, self.num_cells)
+        density, found = plan.search(
+            searched, self.inputs, num_restarts=num_restarts, num_steps=num_steps, progress=self.progress
+        )
+        point = plan.point_of(searched, density, found.points[found.best], self.inputs)
+        self.found = found
+        if self.model.fixed_order is not None:
+            return self.model.fixed_order.cpu().numpy()[None].repeat(num_orders, 0), point, found.history
+        order, point = plan.find_order(self.model, self.inputs, point, progress=self.progress)
+        orders = plan.draw_orders(
+            self.model, self.inputs, order, point, num_orders=num_orders, seed=self.seed, progress=self.progress
+        )
+        return orders, point, found.history
+
+    def hmc(
+        self, orders: np.ndarray, density: Any, starts: Tensor, history: Tensor, num_warmup: int, num_draws: int
+    ) -> NOTMADFit:
+        mode = plan.joint_map(density, starts, self.num_cells, num_steps=400, progress=self.progress)
+        chains = plan.run_hmc(density, mode.points, num_warmup=num_warmup, num_draws=num_draws, progress=self.progress)
+        flat = density.unpack(chains.draws.flatten(0, 1))
+        values = {name: v.unflatten(0, chains.draws.shape[:2]) for name, v in flat.items()}
+        for name, value in density.fixed.items():
+            values[name] = value.unsqueeze(1).expand(chains.draws.shape[0], chains.draws.shape[1], *value.shape[1:])
+        shape = (1, chains.draws.shape[1])
+        statistics = {
+            "lp": chains.log_density.cpu().numpy(),
+            "acceptance": np.tile(chains.acceptance.cpu().numpy()[:, None], shape),
+            "divergences": np.tile(chains.divergences.cpu().numpy()[:, None] / shape[1], shape),
+        }
+        draws = StoredDraws({name: value.detach().contiguous() for name, value in values.items()}, statistics)
+        return self.fit(None, draws, history, "order sampling + hmc", self.found, interrupted=chains.interrupted)
+
+    def mean_field(self, data: xr.Dataset, orders: np.ndarray, point: plan.Point, history: Tensor) -> NOTMADFit:
+        unique, counts = plan.distinct(orders)
+        density, starts = plan.given_orders(self.model, self.inputs, unique, point)
+        mode = plan.joint_map(density, starts, self.num_cells, num_steps=400, progress=self.progress)
+        values = {
+            name: value.reshape(len(unique), *value.shape[value.dim() - density.event_dims[name] :])
+            for name, value in density.unpack(mode.points).items()
+        }
+        like = mode.points
+        guide = NOTMADGuide.around(
+            self.model, torch.as_tensor(unique), torch.as_tensor(counts, dtype=like.dtype), values
+        )
+        fit = svi(
+            self.model,
+            guide.to(like.device),
+            data,
+            num_steps=800,
+            batch_size=min(plan.BATCH[1], self.num_cells),
+            learning_rate={"*scale*": 2e-2, "*": 5e-3},
+            seed=self.seed,
+            device=like.device,
+            progress=self.progress,
+            fit_class=NOTMADFit,
+        )
+        fit.settings |= self.facts("order sampling + mean field", self.found)
+        return fit
+
+    def fit(
+        self, guide: Any, draws: StoredDraws | None, history: Tensor, routine: str, found: Any, **extra: Any
+    ) -> NOTMADFit:
+        losses = (-history.T).cpu().tolist()
+        settings = {**self.facts(routine, found), "interrupted": found.interrupted, **extra}
+        return NOTMADFit(
+            self.model, guide, self.model.schema, self.template, draws=draws, history=losses, settings=settings,
+            store=self.store,
+        )  # fmt: skip
+
+    def facts(self, routine: str, found: Any) -> dict[str, Any]:
+        return {
+            "routine": routine,
+            "seed": self.seed,
+            "num_restarts": len(found.log_density),
+            "search_losses": (-found.log_density).cpu().tolist(),
+        }
+
+
+register(NOTMADFit)
+register(NOTMAD)
+register(NOTMADGuide)
