@@ -11,7 +11,7 @@ _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file():  # true only inside a source checkout, false in site-packages
     __path__.append(str(_checkout))
 
-from . import baselines, datasets, metrics, models
+from . import baselines, datasets, metrics, models, plots
 from .data import Standardizer, from_anndata, from_arrays, from_dataframes, random_split, split, standardize, validate
 from .graphs import to_networkx
 from .inference import Cosine, Fit, Geometric, as_text, mcmc, svi, to_arviz, to_datatree
@@ -43,6 +43,7 @@ __all__ = [
     "mcmc",
     "metrics",
     "models",
+    "plots",
     "project",
     "random_split",
     "split",

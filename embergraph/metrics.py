@@ -2,7 +2,7 @@
 
 Fitted networks come as a Dataset with ``network (cell, regulator, target)``, ``intercept (cell, gene)`` and ``sigma
 (cell, gene)`` or ``(gene)``, one network per cell, in the row convention x = b + x W + e. Truth comes as an array of
-networks, or as variables of the data. Structure is scored over all off-diagonal entries of all cells together.
+networks, or as variables of the data. Structure is scored over off-diagonal entries.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .network_scores import (
     interval_coverage,
     matched_archetype_error,
     mixture_r2,
+    pooled_aupr,
     relative_weight_error,
     skeleton_aupr,
     structural_hamming_distance,
@@ -49,6 +50,7 @@ __all__ = [
     "interval_coverage",
     "matched_archetype_error",
     "mixture_r2",
+    "pooled_aupr",
     "relative_weight_error",
     "residuals",
     "skeleton_aupr",
@@ -209,9 +211,9 @@ def evaluate(networks: xr.Dataset, data: xr.Dataset) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        ``mse`` and ``log_density``; with a true graph ``aupr``, ``edge_rate`` (its chance level), ``best_f1``,
-        ``shd``, ``skeleton_aupr``; with true weights also ``relative_weight_error`` and ``deviation_correlation``;
-        where both sides have them ``mixture_r2`` and ``archetype_error``.
+        ``mse`` and ``log_density``; with a true graph ``aupr``, ``pooled_aupr``, ``edge_rate`` (their chance level),
+        ``best_f1``, ``shd``, ``skeleton_aupr``; with true weights also ``relative_weight_error`` and
+        ``deviation_correlation``; where both sides have them ``mixture_r2`` and ``archetype_error``.
 
     Raises
     ------
@@ -222,6 +224,7 @@ def evaluate(networks: xr.Dataset, data: xr.Dataset) -> dict[str, float]:
     truth, network = _truth_of(data), networks["network"]
     if truth is not None:
         scores["aupr"] = aupr(network, truth)
+        scores["pooled_aupr"] = pooled_aupr(network, truth)
         scores["edge_rate"] = edge_rate(truth)
         scores["best_f1"] = best_f1(network, truth)
         scores["shd"] = structural_hamming_distance(network, truth)

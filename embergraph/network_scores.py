@@ -30,7 +30,7 @@ _SIZE_CLASSES = (EDGE_THRESHOLD, 0.2, 0.5, 1.0, np.inf)
 
 
 def aupr(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHOLD) -> float:
-    """Average precision of the magnitudes of `score` against the true edges.
+    """Average precision of the magnitudes of `score` against the true edges, by cell and then averaged.
 
     Parameters
     ----------
@@ -44,9 +44,18 @@ def aupr(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHOLD)
     Returns
     -------
     float
-        Between 0 and 1; chance is the share of true edges. NaN if there are none.
+        Between 0 and 1; chance is the share of true edges. Cells without true edges do not count; NaN if all are.
     """
-    return _average_precision(*_edges(score, truth, threshold))
+    values, edges = _edges(score, truth, threshold)
+    return _mean(np.array([_average_precision(v, e) for v, e in zip(values, edges, strict=True) if e.any()]))
+
+
+def pooled_aupr(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHOLD) -> float:
+    """Average precision over the entries of all cells together, so that sizes must compare between cells.
+
+    Parameters and result as in `aupr`.
+    """
+    return _average_precision(*_pooled(score, truth, threshold))
 
 
 def edge_rate(truth: Networks, *, threshold: float = EDGE_THRESHOLD) -> float:
@@ -64,7 +73,7 @@ def edge_rate(truth: Networks, *, threshold: float = EDGE_THRESHOLD) -> float:
     float
         Between 0 and 1.
     """
-    return float(np.mean(_edges(truth, truth, threshold)[1]))
+    return float(np.mean(_pooled(truth, truth, threshold)[1]))
 
 
 def skeleton_aupr(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHOLD) -> float:
@@ -108,7 +117,7 @@ def edge_f1(estimate: Networks, truth: Networks, *, at: float, threshold: float 
     float
         Between 0 and 1; 1 if there is no edge on either side.
     """
-    score, edge = _edges(estimate, truth, threshold)
+    score, edge = _pooled(estimate, truth, threshold)
     called = score > at
     total = int(called.sum() + edge.sum())
     return 2 * int((called & edge).sum()) / total if total else 1.0
@@ -129,7 +138,7 @@ def best_f1(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHO
     float
         Between 0 and 1, NaN if there are no true edges.
     """
-    values, edge = _edges(score, truth, threshold)
+    values, edge = _pooled(score, truth, threshold)
     if not edge.any():
         return float("nan")
     precision, recall, _ = precision_recall_curve(edge, values)
@@ -339,13 +348,22 @@ def as_matrices(weights: Networks) -> Float[np.ndarray, "*cell regulator target"
     return array.astype(np.float64)
 
 
-def _edges(
+def _pooled(
     score: Networks, truth: Networks, threshold: float
 ) -> tuple[Float[np.ndarray, " entry"], Bool[np.ndarray, " entry"]]:
     """Magnitudes and true edges of all off-diagonal entries of all cells."""
+    values, edges = _edges(score, truth, threshold)
+    return values.ravel(), edges.ravel()
+
+
+def _edges(
+    score: Networks, truth: Networks, threshold: float
+) -> tuple[Float[np.ndarray, "cell entry"], Bool[np.ndarray, "cell entry"]]:
+    """Magnitudes and true edges of the off-diagonal entries of every cell."""
     values, actual = np.broadcast_arrays(np.abs(as_matrices(score)), np.abs(as_matrices(truth)))
     off = ~np.eye(actual.shape[-1], dtype=bool)
-    return values[..., off].ravel(), actual[..., off].ravel() > threshold
+    shape = (-1, int(off.sum()))
+    return values[..., off].reshape(shape), actual[..., off].reshape(shape) > threshold
 
 
 def _average_precision(score: Float[np.ndarray, " entry"], edge: Bool[np.ndarray, " entry"]) -> float:

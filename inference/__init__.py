@@ -4,10 +4,11 @@ from ._mcmc import mcmc
 from ._svi import svi
 from .diagnostics import as_text, guide_khat, pareto_khat
 from .export import to_arviz, to_datatree
-from .fit import Fit, StoredDraws
+from .fit import Fit
+from .options import Options
 from .registry import register
-from .run import Options
 from .schedules import Cosine, Geometric
+from .stored import StoredDraws
 
 __all__ = [
     "Cosine",

@@ -9,16 +9,18 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import MCMC, NUTS
-from pyro.infer.autoguide.initialization import init_to_sample
+from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models.parts.errors import DataError, NumericalError
+from .copies import float_dtype, make_pair, no_guide
 from .density import max_plate_nesting
-from .fit import Fit, StoredDraws
-from .inputs import DataLike, Template, as_dataset, schema_of, to_inputs
-from .messengers import isolated
-from .run import make_pair
+from .fit import Fit
+from .inputs import DataLike, Template, as_dataset, to_inputs
+from .messengers import isolated, latent_sites
+from .plain import schema_of
+from .stored import StoredDraws
 
 
 def mcmc(
@@ -51,7 +53,7 @@ def mcmc(
     num_warmup, num_draws, num_chains
         Steps of adaptation and draws kept, for each of the chains, which run one after another.
     start
-        Constrained values of all latent sites to start from; drawn from the prior unless given.
+        Constrained values of all latent sites to start every chain from; drawn from the prior unless given.
     target_acceptance, max_tree_depth
         Settings of NUTS.
     seed, device, progress, latent, dims, fit_class
@@ -72,27 +74,23 @@ def mcmc(
     for name, value in {"num_warmup": num_warmup, "num_draws": num_draws, "num_chains": num_chains}.items():
         if not isinstance(value, int) or value < 1:
             raise DataError(f"{name}: found {value!r}; wanted a whole number of at least 1")
-    dataset = as_dataset(data)
-    with isolated(seed):
-        schema = schema_of(model, dataset, latent=latent, dims=dims)
-        inputs = to_inputs(schema, dataset, device=device)
+    schema = schema_of(model, as_dataset(data), latent=latent, dims=dims)
+    dataset = as_dataset(data, schema)
+    inputs = to_inputs(schema, dataset, device=device)
     chains, interrupted = [], False
-    with isolated(seed) as store:
-        model, _, _ = make_pair(model, lambda model: None, inputs)
+    with isolated(seed, dtype=float_dtype(inputs)) as store:
+        model, _, _ = make_pair(model, no_guide, inputs)
+        with torch.no_grad(), pyro.poutine.block():
+            trace = pyro.poutine.trace(model).get_trace(**inputs)
+        strategy = init_to_sample if start is None else init_to_value(values=_checked_start(start, trace))
         for chain in range(num_chains):
-            recorder = _Recorder(num_warmup + num_draws, f"NUTS {chain + 1}/{num_chains}", progress)
             kernel = NUTS(
-                model,
-                target_accept_prob=target_acceptance,
-                max_tree_depth=max_tree_depth,
-                init_strategy=init_to_sample(),
+                model, target_accept_prob=target_acceptance, max_tree_depth=max_tree_depth, init_strategy=strategy
             )
-            sampler = MCMC(kernel, num_draws, num_warmup, initial_params=None, hook_fn=recorder, disable_progbar=True)
-            if start is not None:
-                sampler.initial_params = _unconstrained(kernel, inputs, start)
+            recorder = _Recorder(num_warmup + num_draws, f"NUTS {chain + 1}/{num_chains}", progress)
             with recorder.bar:
                 try:
-                    sampler.run(**inputs)
+                    MCMC(kernel, num_draws, num_warmup, hook_fn=recorder, disable_progbar=True).run(**inputs)
                 except KeyboardInterrupt:
                     interrupted = True
             if recorder.draws and (not chains or len(recorder.draws) == num_draws):
@@ -101,10 +99,10 @@ def mcmc(
                 break
     if not chains:
         raise KeyboardInterrupt
-    draws = _stored(chains, dataset, model, inputs)
+    draws = _stored(chains, trace)
     settings = {
-        "routine": "mcmc", "num_warmup": num_warmup, "num_draws": num_draws, "num_chains": len(chains), "seed": seed,
-        "interrupted": interrupted,
+        "routine": "mcmc", "num_warmup": num_warmup, "num_draws": draws.shape[1], "num_chains": len(chains),
+        "seed": seed, "interrupted": interrupted,
     }  # fmt: skip
     template = Template.of(schema, dataset)
     return fit_class(model, None, schema, template, draws=draws, settings=settings, store=store)
@@ -141,24 +139,21 @@ class _Recorder:
         return values, {"acceptance": np.array(self.acceptance), "divergences": np.array(self.divergences)}
 
 
-def _unconstrained(kernel: Any, inputs: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    kernel.setup(0, **inputs)
-    missing = sorted(set(kernel.initial_params) - set(start))
-    if missing:
-        raise DataError(f"start: found no value for {missing}; wanted all of {sorted(kernel.initial_params)}")
-    kernel.cleanup()
-    return {n: kernel.transforms[n](start[n]) if n in kernel.transforms else start[n] for n in kernel.initial_params}
+def _checked_start(start: Mapping[str, Any], trace: Any) -> dict[str, Tensor]:
+    latent = {n: s for n, s in latent_sites(trace).items() if s["infer"].get("enumerate") != "parallel"}
+    if set(start) != set(latent):
+        raise DataError(f"start: found values of {sorted(start)}; wanted values of {sorted(latent)}")
+    values = {}
+    for name, site in latent.items():
+        value = torch.as_tensor(start[name], dtype=site["value"].dtype, device=site["value"].device)
+        if value.numel() != site["value"].numel():
+            raise DataError(f"start: found {name} of shape {tuple(value.shape)}; wanted {tuple(site['value'].shape)}")
+        values[name] = value.reshape(site["value"].shape)
+    return values
 
 
-def _stored(
-    chains: list[tuple[dict[str, Tensor], dict[str, np.ndarray]]],
-    dataset: Any,
-    model: Any,
-    inputs: Mapping[str, Tensor],
-) -> StoredDraws:
+def _stored(chains: list[tuple[dict[str, Tensor], dict[str, np.ndarray]]], trace: Any) -> StoredDraws:
     """Stack chains and pad the sites' plates with 1s up to the nesting of the model, as `Sampler` wants them."""
-    with torch.no_grad(), pyro.poutine.block():
-        trace = pyro.poutine.trace(model).get_trace(**inputs)
     nesting = max_plate_nesting(trace)
     values = {}
     for name in chains[0][0]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..models.parts.errors import DataError, NumericalError
-from .checkpoint import Checkpoint
+from ..models.parts.errors import DataError, LoadError, NumericalError, SchemaError
+from .checkpoint import Checkpoint, fingerprint
+from .export import name_of
 from .fit import Fit
-from .inputs import DataLike, Template, as_dataset, schema_of, to_inputs
-from .messengers import isolated
-from .run import Options, Run
+from .inputs import DataLike, Template, as_dataset, to_inputs
+from .options import Options
+from .plain import schema_of
+from .run import Run
 from .schedules import Schedule
 
 
@@ -83,7 +87,7 @@ def svi(
         Whether to show a bar.
     checkpoint, checkpoint_every
         File that the run's state is written to, and how often. If it exists the run goes on from it and ends where an
-        uninterrupted one would have ended; a run that has ended removes it.
+        uninterrupted one would have ended. A run that has ended removes it; after Ctrl-C it stays.
     latent, dims
         For plain callables: arguments left to their defaults, and names of event dims of sites.
     fit_class
@@ -113,49 +117,42 @@ def svi(
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise DataError(f"{name}: found {value!r}; wanted a whole number of at least 1")
-    dataset = as_dataset(data)
+    schema = schema_of(model, as_dataset(data), latent=latent, dims=dims)
+    dataset = as_dataset(data, schema)
+    inputs = to_inputs(schema, dataset, device=device)
+    template = Template.of(schema, dataset)
     rates = dict(learning_rate) if isinstance(learning_rate, Mapping) else learning_rate
     options = Options(rates, optimizer, loss, batch_size, clip_norm, dict(schedules or {}), tolerance, window)
     settings = {
-        "routine": "svi", "num_steps": num_steps, "batch_size": batch_size, "learning_rate": rates,
-        "clip_norm": clip_norm, "tolerance": tolerance, "window": window, "num_restarts": num_restarts, "seed": seed,
+        "routine": "svi", "num_steps": num_steps, "num_restarts": num_restarts, "seed": seed, **options.settings(),
     }  # fmt: skip
-    with isolated(seed):
-        schema = schema_of(model, dataset, latent=latent, dims=dims)
-        inputs = to_inputs(schema, dataset, device=device)
-    saved = Checkpoint(checkpoint, settings, checkpoint_every)
-    template = Template.of(schema, dataset)
+    identity = {"model": name_of(model), "guide": name_of(guide), "data": fingerprint(inputs)}
+    saved = Checkpoint(checkpoint, settings | identity, checkpoint_every)
     seeds = [int(np.random.SeedSequence([seed, r]).generate_state(1)[0]) for r in range(num_restarts)]
 
     def start(restart: int) -> Run:
         return Run(model, guide, schema, inputs, options, seeds[restart])
 
     runs, interrupted = _continue(saved, start), False
-    while not interrupted and len(runs) <= num_restarts:
-        if not runs or _ended(runs[-1], num_steps):
-            if len(runs) == num_restarts:
-                break
-            runs.append(start(len(runs)))
-        try:
-            _drive(runs, num_steps, saved, progress, num_restarts)
-        except KeyboardInterrupt:
-            interrupted = True
-        except NumericalError as error:
-            if all(run.failure for run in runs) and len(runs) == num_restarts:
-                error.fit = fit_class.from_run(runs[-1], runs, template, {**settings, "failure": str(error)})
-                raise
-    usable = [run for run in runs if run.losses and not run.failure]
-    if not usable:
+    try:
+        for restart in range(num_restarts):
+            if restart == len(runs):
+                runs.append(start(restart))
+            with suppress(NumericalError):  # the run knows its failure
+                _drive(runs, restart, num_steps, saved, progress, num_restarts)
+    except KeyboardInterrupt:
+        interrupted = True
+    finals = [run.evaluate() for run in runs if run.losses and not run.failure]
+    if interrupted and not finals:
         raise KeyboardInterrupt
-    finals = [run.evaluate() for run in usable]
-    best = usable[int(np.argmin(np.where(np.isfinite(finals), finals, np.inf)))]
+    usable = [run for run in runs if math.isfinite(run.final_loss)]
+    if not usable:
+        _give_up(runs, fit_class, template, settings)
+    best = min(usable, key=lambda run: run.final_loss)
     settings |= {"interrupted": interrupted, "chosen_restart": runs.index(best)}
-    saved.remove()
+    if not interrupted:
+        saved.remove()
     return fit_class.from_run(best, runs, template, settings)
-
-
-def _ended(run: Run, num_steps: int) -> bool:
-    return bool(run.failure) or run.converged or len(run.losses) >= num_steps
 
 
 def _continue(saved: Checkpoint, start: Callable[[int], Run]) -> list[Run]:
@@ -163,14 +160,19 @@ def _continue(saved: Checkpoint, start: Callable[[int], Run]) -> list[Run]:
     runs = []
     for restart, run_state in enumerate(state["runs"] if state else ()):
         run = start(restart)
-        run.restore(run_state)
+        try:
+            run.restore(run_state)
+        except SchemaError as error:
+            raise LoadError(f"checkpoint {saved.path}: of another model or guide ({error})") from error
         runs.append(run)
     return runs
 
 
-def _drive(runs: list[Run], num_steps: int, saved: Checkpoint, progress: bool, num_restarts: int) -> None:
-    run = runs[-1]
-    label = "SVI" if num_restarts == 1 else f"SVI {len(runs)}/{num_restarts}"
+def _drive(runs: list[Run], restart: int, num_steps: int, saved: Checkpoint, progress: bool, num_restarts: int) -> None:
+    run = runs[restart]
+    if run.failure or run.converged:
+        return
+    label = "SVI" if num_restarts == 1 else f"SVI {restart + 1}/{num_restarts}"
     with tqdm(total=num_steps, initial=len(run.losses), desc=label, disable=not progress) as bar:
 
         def after_step() -> None:
@@ -181,3 +183,11 @@ def _drive(runs: list[Run], num_steps: int, saved: Checkpoint, progress: bool, n
                 saved.write({"runs": [r.state() for r in runs]})
 
         run.advance(num_steps - len(run.losses), num_steps, after_step)
+
+
+def _give_up(runs: list[Run], fit_class: type[Fit], template: Template, settings: Mapping[str, Any]) -> NoReturn:
+    run = min(runs, key=lambda run: run.losses[-1] if run.losses else math.inf)
+    failure = run.failure or f"step {len(run.losses)}: the loss on all of the data is not finite"
+    error = NumericalError(failure)
+    error.fit = fit_class.from_run(run, runs, template, {**settings, "chosen_restart": runs.index(run)})
+    raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,10 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..models.parts.errors import LoadError
 
 FORMAT = 1
+
+
+def fingerprint(inputs: Mapping[str, Tensor]) -> str:
+    """A short text that differs when the data differ."""
+    digest = hashlib.sha256()
+    for name, tensor in inputs.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Checkpoint:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..models.parts.errors import SchemaError
 from .messengers import Supply, is_plate, latent_sites, plates_of, sample_sites
 
 if TYPE_CHECKING:
@@ -45,29 +48,45 @@ class LogDensity:
         Its keyword arguments.
     fixed
         Sites held at given values: one value each, or with leading axes (draw, 1, ..., 1).
+
+    Raises
+    ------
+    SchemaError
+        If a site is discrete and not held, or `fixed` names one that the model does not have.
     """
 
     def __init__(
         self, model: Callable[..., Any], inputs: Mapping[str, Any], fixed: Mapping[str, Tensor] | None = None
     ) -> None:
         self.model, self.inputs, self.fixed = model, dict(inputs), dict(fixed or {})
-        with poutine.block():
+        with poutine.block(), torch.no_grad():
             trace = poutine.trace(model).get_trace(**self.inputs)
         self.nesting = max_plate_nesting(trace)
         plates = {n: s["fn"].size for n, s in trace.nodes.items() if s["type"] == "sample" and is_plate(s)}
         self.plate_sizes: dict[str, int] = plates
-        self.shapes: dict[str, torch.Size] = {}
-        self.plate_shapes: dict[str, tuple[int, ...]] = {}
+        latent = latent_sites(trace)
+        unknown = sorted(set(self.fixed) - set(latent))
+        if unknown:
+            raise SchemaError(f"fixed: found {unknown[0]!r}; wanted latent sites of the model, among {sorted(latent)}")
+        self.example = {name: site["value"].detach() for name, site in latent.items()}
+        self.event_dims = {name: site["fn"].event_dim for name, site in latent.items()}
         self.transforms: dict[str, Any] = {}
-        for name, site in latent_sites(trace).items():
+        self.shapes: dict[str, tuple[int, ...]] = {}  # unconstrained, with a 1 for each plate that is not the site's
+        for name, site in latent.items():
             if name in self.fixed:
                 continue
+            if site["fn"].support.is_discrete:
+                raise SchemaError(f"{name}: found a discrete site; wanted it in fixed=, since vectors cannot hold it")
             self.transforms[name] = biject_to(site["fn"].support)
-            self.shapes[name] = self.transforms[name].inv(site["value"].detach()).shape
-        self.sizes = {name: shape.numel() for name, shape in self.shapes.items()}
+            shape = tuple(self.transforms[name].inv(site["value"].detach()).shape)
+            self.shapes[name] = (1,) * (self.nesting - len(site["fn"].batch_shape)) + shape
+        self.sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
         self.num_dims = sum(self.sizes.values())
-        self.example = {name: site["value"].detach() for name, site in latent_sites(trace).items()}
-        self.event_dims = {name: site["fn"].event_dim for name, site in latent_sites(trace).items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sites are."""
+        return next((value.device for value in self.example.values()), torch.device("cpu"))
 
     def unpack(self, vector: Float[Tensor, "draw dim"]) -> dict[str, Tensor]:
         """Constrained values of the sites, with axes (draw, plates or 1s, event)."""
@@ -80,20 +99,18 @@ class LogDensity:
 
     def slices(self) -> dict[str, slice]:
         """Where each site lies in the vector."""
-        result, start = {}, 0
-        for name, size in self.sizes.items():
-            result[name] = slice(start, start + size)
-            start += size
-        return result
+        ends = np.cumsum([0, *self.sizes.values()]).tolist()
+        return {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(self.sizes)}
 
     def terms(self, vector: Float[Tensor, "draw dim"]) -> dict[str, Float[Tensor, " draw"]]:
         """Log probability of every site of the model, summed over its plates."""
         num_draws = len(vector)
         values = {**self.unpack(vector), **self.fixed}
-        with poutine.trace() as recorder, Supply(values), pyro.plate(DRAWS, num_draws, dim=-1 - self.nesting):
-            self.model(**self.inputs)
-        trace = recorder.trace
-        trace.compute_log_prob()
+        with poutine.trace() as recorder, Supply(values), pyro.validation_enabled(False):
+            with pyro.plate(DRAWS, num_draws, dim=-1 - self.nesting):
+                self.model(**self.inputs)
+            trace = recorder.trace
+            trace.compute_log_prob()
         return {n: per_draw(s["log_prob"], num_draws, self.nesting) for n, s in sample_sites(trace).items()}
 
     def __call__(self, vector: Float[Tensor, "draw dim"], jacobian: bool = True) -> Float[Tensor, " draw"]:
@@ -108,10 +125,5 @@ class LogDensity:
         return total
 
     def _parts(self, vector: Tensor) -> dict[str, Tensor]:
-        parts = {}
-        for name, where in self.slices().items():
-            shape, event = self.shapes[name], self.event_dims[name]
-            batch = shape[: len(shape) - event]
-            padded = (1,) * (self.nesting - len(batch)) + tuple(shape)
-            parts[name] = vector[:, where].reshape(len(vector), *padded)
-        return parts
+        slices = self.slices()
+        return {name: vector[:, slices[name]].reshape(len(vector), *shape) for name, shape in self.shapes.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from pyro.ops.stats import fit_generalized_pareto
 
 from ..models.parts.errors import DataError
 from .export import to_arviz
-from .inputs import DataLike
+from .inputs import DataLike, as_dataset
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -24,7 +26,8 @@ def pareto_khat(log_ratios: Float[np.ndarray, " draw"]) -> float:
     """Shape of the tail of importance ratios, k-hat (Vehtari et al. 2024; Yao et al. 2018 for guides).
 
     Below 0.7 importance sampling can correct the guide; above, the guide misses mass of the joint posterior, though
-    single marginals may still be good. Common with many latents. Infinite if the ratios are all equal or too few.
+    single marginals may still be good. Common with many latents. Minus infinity if the ratios are all equal (the guide
+    is the posterior), infinity if a handful of draws carry all weight.
 
     Parameters
     ----------
@@ -34,17 +37,20 @@ def pareto_khat(log_ratios: Float[np.ndarray, " draw"]) -> float:
     Raises
     ------
     DataError
-        If there are fewer than 25 draws.
+        If there are fewer than 25 draws, or one is NaN.
     """
-    ratios = np.asarray(log_ratios, dtype=float)
-    if ratios.size < 25:
-        raise DataError(f"log_ratios: found {ratios.size} draws; wanted at least 25 to fit a tail")
-    weights = np.sort(np.exp(ratios - ratios.max()))
+    ratios = np.sort(np.asarray(log_ratios, dtype=float))
+    if ratios.size < 25 or np.isnan(ratios).any():
+        raise DataError(f"log_ratios: found {ratios.size} draws; wanted at least 25 to fit a tail, and none NaN")
     tail = int(min(0.2 * ratios.size, 3 * math.sqrt(ratios.size)))
-    exceedances = weights[-tail:] - weights[-tail - 1]
+    weights = np.exp(ratios[-tail - 1 :] - ratios[-1])
+    exceedances = weights[1:] - weights[0]
     if exceedances[-1] <= 0:
-        return -math.inf  # all ratios equal: the guide is the posterior
-    k, _ = fit_generalized_pareto(torch.as_tensor(exceedances[exceedances > 0]))
+        return -math.inf
+    exceedances = exceedances[exceedances > 0]
+    if exceedances.size < 5:
+        return math.inf
+    k, _ = fit_generalized_pareto(torch.as_tensor(exceedances))
     return float(k)
 
 
@@ -68,11 +74,12 @@ def loo(tree: xr.DataTree) -> xr.Dataset:
     """
     import arviz as az
 
-    result: Any = az.loo(to_arviz(tree), pointwise=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that some k are above 0.7, which the result says in full
+        result: Any = az.loo(to_arviz(tree), pointwise=True)
     khat = np.asarray(result.pareto_k)
-    dims = [
-        d for d in tree["log_likelihood"].to_dataset().to_dataarray().dims if d not in ("variable", "chain", "draw")
-    ]
+    scores = next(iter(tree["log_likelihood"].data_vars.values()))
+    dims = [str(dim) for dim in scores.dims if dim not in ("chain", "draw")]
     elpd = result.elpd_loo if hasattr(result, "elpd_loo") else result.elpd
     effective = result.p_loo if hasattr(result, "p_loo") else result.p
     return xr.Dataset(
@@ -80,10 +87,11 @@ def loo(tree: xr.DataTree) -> xr.Dataset:
             "elpd_loo": float(elpd),
             "se": float(result.se),
             "p_loo": float(effective),
-            "khat": (dims, khat.reshape([tree["log_likelihood"].sizes[d] for d in dims])),
+            "khat": (dims, khat.reshape([scores.sizes[dim] for dim in dims])),
             "share_khat_bad": float((khat > 0.7).mean()),
             "guide_khat": guide_khat(tree),
-        }
+        },
+        {dim: tree["log_likelihood"][dim].values for dim in dims},
     )
 
 
@@ -147,7 +155,7 @@ MEANING = {
 def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
     """Table of what can be known about the quality of a fit; see `Fit.report`."""
     tree = fit.posterior(data, num_samples, predictive=False, prior=False)
-    rows: dict[str, float] = {"num_cells": float(_num_rows(fit, data))}
+    rows: dict[str, float] = {"num_cells": float(as_dataset(data, fit.schema).sizes.get(fit.schema.plate, 0))}
     if "final_loss" in fit.settings:
         rows["final_loss"] = float(fit.settings["final_loss"])
         rows["loss_drift"] = drift(fit.history, int(fit.settings.get("chosen_restart", 0)))
@@ -159,12 +167,14 @@ def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_sample
         rows["max_split_rhat"] = max((float(v) for v in split_rhat(tree).values()), default=math.nan)
         rows |= {k: float(np.mean(v)) for k, v in fit.draws.statistics.items() if k == "acceptance"}
         rows |= {k: float(np.sum(v)) for k, v in fit.draws.statistics.items() if k == "divergences"}
-    fixed = tree["posterior"].attrs.get("held_fixed", [])
+    fixed = json.loads(tree["posterior"].attrs["held_fixed"])
     point = set(map(str, tree["posterior"].data_vars)) <= set(fixed)
     if not point:
-        rows["guide_khat"] = guide_khat(tree)
-        result = loo(tree) if len(tree["log_likelihood"].data_vars) == 1 else None
-        if result is not None:
+        if fit.guide is not None:
+            rows["guide_khat"] = guide_khat(tree)
+        scored = tree["log_likelihood"].data_vars if "log_likelihood" in tree.children else {}
+        if len(scored) == 1:
+            result = loo(tree)
             rows |= {"elpd_loo": float(result["elpd_loo"]), "elpd_loo_se": float(result["se"])}
             rows["share_khat_bad"] = float(result["share_khat_bad"])
     if test is not None:
@@ -173,12 +183,6 @@ def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_sample
         rows["test_log_density_se"] = float(density.std() / math.sqrt(density.size))
     table = xr.Dataset({key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items()})
     return table.assign_attrs({**tree["posterior"].attrs, "point_estimate": int(point)})
-
-
-def _num_rows(fit: Fit, data: Any) -> int:
-    from .inputs import as_dataset
-
-    return int(as_dataset(data).sizes.get(fit.schema.plate, 0))
 
 
 def as_text(table: xr.Dataset) -> str:

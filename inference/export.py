@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ..models.parts.errors import SchemaError
 from ..models.schema import Schema
-from .draws import Pass, Sampler, Site, join
-from .inputs import DataLike, as_dataset, schema_of, to_inputs
+from .draws import Pass, Site, join
+from .inputs import DataLike, as_dataset, auto_dim, to_inputs
+from .plain import check_dims, schema_of
+from .sampler import Sampler
 
 Groups = dict[str, xr.Dataset]
 
@@ -80,18 +82,18 @@ def to_datatree(
     ...     with pyro.plate("cell", len(y)):
     ...         pyro.sample("y_obs", dist.Normal(mean, 1.0), obs=y)
     >>> y = torch.arange(5.0)
-    >>> pyro.clear_param_store()
-    >>> guide = AutoNormal(model)
-    >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
-    >>> losses = [svi.step(y) for _ in range(300)]
-    >>> tree = to_datatree(model, guide, {"y": ("cell", y)}, num_samples=200)
+    >>> with pyro.get_param_store().scope():  # leaves your other parameters alone
+    ...     guide = AutoNormal(model)
+    ...     routine = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    ...     losses = [routine.step(y) for _ in range(100)]
+    ...     tree = to_datatree(model, guide, {"y": ("cell", y)}, num_samples=200)
     >>> dict(tree["posterior"]["mean"].sizes)
     {'chain': 1, 'draw': 200}
     """
-    dataset = as_dataset(data)
-    schema = schema_of(model, dataset, latent=latent, dims=dims)
+    schema = schema_of(model, as_dataset(data), latent=latent, dims=dims)
+    dataset = as_dataset(data, schema)
     inputs = to_inputs(schema, dataset)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         result = guide_pass(model, guide, inputs, num_samples, predictive=predictive)
         prior_result = prior_pass(model, inputs, num_samples) if prior else None
@@ -126,7 +128,7 @@ def prior_pass(model: Callable[..., Any], inputs: Mapping[str, Tensor], num_samp
     """Draw from the prior, with prior predictive draws."""
     sampler = Sampler(model, None, inputs)
     counts = [where.stop - where.start for where in sampler.chunks(num_samples)]
-    return join([sampler.prior(count) for count in counts])
+    return join([sampler.generate(count) for count in counts])
 
 
 def build_tree(
@@ -163,8 +165,8 @@ def build_tree(
         "posterior": name.dataset(result.values),
         "sample_stats": xr.Dataset(stats),
         "log_likelihood": name.dataset(result.log_likelihood),
-        "observed_data": _inputs_of(data, schema, observed=True),
-        "constant_data": _inputs_of(data, schema, observed=False),
+        "observed_data": name.dataset(result.observed, sampled=False),
+        "constant_data": _constant_data(data, schema),
     }
     if result.predictive:
         groups["posterior_predictive"] = name.dataset(result.predictive)
@@ -194,38 +196,29 @@ def to_arviz(tree: xr.DataTree) -> Any:
 
 
 def storable(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as netCDF can hold them: no None, bools as 0 and 1, mappings as JSON text."""
+    """Attributes as netCDF can hold them: no None, bools as 0 and 1, mappings and lists as JSON text."""
     result: dict[str, Any] = {}
     for key, value in attributes.items():
+        if isinstance(value, np.generic):
+            value = value.item()
         if value is None:
             continue
         if isinstance(value, bool):
             result[key] = int(value)
-        elif isinstance(value, Mapping) or (isinstance(value, list | tuple) and not all_text(value)):
-            result[key] = json.dumps(value, default=str)
         else:
-            result[key] = list(value) if isinstance(value, tuple) else value
+            result[key] = value if isinstance(value, str | int | float) else json.dumps(value, default=str)
     return result
-
-
-def all_text(values: Iterable[Any]) -> bool:
-    """Whether a non-empty sequence holds text only."""
-    values = list(values)
-    return bool(values) and all(isinstance(v, str) for v in values)
 
 
 def _split(values: Tensor, num_chains: int) -> np.ndarray:
     return values.reshape(num_chains, -1, *values.shape[1:]).cpu().numpy()
 
 
-def _inputs_of(data: xr.Dataset, schema: Schema, *, observed: bool) -> xr.Dataset:
-    names = [n for n, spec in schema.inputs.items() if n in data and spec.observed == observed]
-    chosen = data[names]
-    used = {dim for n in names for dim in data[n].dims}
-    dropped = [c for c in chosen.coords if c not in used]
-    result = chosen.drop_vars(dropped)
-    result.attrs = {}
-    return result.assign_coords({d: plain_labels(result[d].values) for d in used if d in result.coords})
+def _constant_data(data: xr.Dataset, schema: Schema) -> xr.Dataset:
+    names = [n for n, spec in schema.inputs.items() if n in data and not spec.observed]
+    variables = {n: (data[n].dims, data[n].values) for n in names}
+    used = {dim for n in names for dim in data[n].dims if dim in data.coords}
+    return xr.Dataset(variables, {dim: plain_labels(data[dim].values) for dim in used})
 
 
 def plain_labels(values: Any) -> np.ndarray:
@@ -239,30 +232,40 @@ class _Namer:
 
     def __init__(self, schema: Schema, data: xr.Dataset, num_chains: int) -> None:
         self._schema, self._data, self._num_chains = schema, data, num_chains
-        # Only dims of the model's inputs lend their labels: the archetypes of a simulation's truth are not ours.
-        self._known = {dim for name in schema.inputs if name in data for dim in data[name].dims}
 
-    def dataset(self, sites: Mapping[str, Site]) -> xr.Dataset:
-        """One Dataset of named variables (chain, draw, plates, event dims)."""
-        variables, sizes = {}, {}
-        for site_name, (plates, values) in sites.items():
-            name = site_name.replace("/", ".")
-            dims = (*plates, *self._event_dims(site_name, values.dim() - 1 - len(plates)))
-            repeated = sorted({d for d in dims if dims.count(d) > 1})
-            if repeated:
-                raise SchemaError(f"{site_name}: found dim {repeated[0]!r} twice in {dims}; wanted different names")
-            for dim, size in zip(dims, values.shape[1:], strict=True):
-                if sizes.setdefault(dim, size) != size:
-                    raise SchemaError(
-                        f"{site_name}: found size {size} of dim {dim!r}; wanted {sizes[dim]} as at other sites"
-                    )
-            variables[name] = (("chain", "draw", *dims), _split(values, self._num_chains))
+    def dataset(self, sites: Mapping[str, Site], sampled: bool = True) -> xr.Dataset:
+        """One Dataset of named variables, (chain, draw, plates, event dims) or without the first two."""
+        variables: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
+        for site, (plates, values) in sites.items():
+            shape = tuple(values.shape[1:] if sampled else values.shape)
+            dims = tuple(map(_plain_name, (*plates, *self._event_dims(site, len(shape) - len(plates)))))
+            self._check(site, dims, shape, sizes)
+            name = _plain_name(site)
+            if name in variables:
+                raise SchemaError(f"{site}: found a second site that is called {name!r} without slashes; rename one")
+            if sampled:
+                variables[name] = (("chain", "draw", *dims), _split(values, self._num_chains))
+            else:
+                variables[name] = (dims, values.cpu().numpy())
+        clash = sorted(set(variables) & set(sizes))
+        if clash:
+            raise SchemaError(f"{clash[0]}: found a site and a dim of this name; wanted different names")
         return xr.Dataset(variables, {dim: self._labels(dim, size) for dim, size in sizes.items()})
+
+    def _check(self, site: str, dims: tuple[str, ...], shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+        check_dims(dims)
+        repeated = sorted({d for d in dims if dims.count(d) > 1})
+        if repeated:
+            raise SchemaError(f"{site}: found dim {repeated[0]!r} twice in {dims}; wanted different names")
+        for dim, size in zip(dims, shape, strict=True):
+            if sizes.setdefault(dim, size) != size:
+                raise SchemaError(f"{site}: found size {size} of dim {dim!r}; wanted {sizes[dim]} as at other sites")
 
     def _event_dims(self, site: str, count: int) -> tuple[str, ...]:
         declared = self._schema.site_dims.get(site)
         if declared is None:
-            return tuple(f"{site.replace('/', '.')}_dim_{i}" for i in range(count))
+            return tuple(auto_dim(site, i) for i in range(count))
         if count == 0:  # pointwise log likelihoods have none
             return ()
         if len(declared) != count:
@@ -272,8 +275,12 @@ class _Namer:
     def _labels(self, dim: str, size: int) -> np.ndarray:
         source = self._schema.labels.get(dim, dim)
         labels = self._schema.coords.get(source)
-        if labels is None and source in self._known and source in self._data.coords:
+        if labels is None and source in self._data.coords and self._data.sizes.get(source) == size:
             labels = self._data[source].values
-        if labels is None:
+        if labels is None or len(labels) != size:
             return np.arange(size)
-        return plain_labels(labels) if len(labels) == size else np.arange(size)
+        return plain_labels(labels)
+
+
+def _plain_name(name: str) -> str:
+    return name.replace("/", ".")  # a slash starts a group

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
-from pyro import poutine
 from torch import Tensor
 
 from ..models.parts.errors import DataError, SchemaError
 from ..models.schema import Input, Schema
-from .messengers import RESERVED, observed_sites
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -23,95 +20,52 @@ if TYPE_CHECKING:
 DataLike = xr.Dataset | Mapping[str, Any]
 
 
-def as_dataset(data: DataLike) -> xr.Dataset:
+def as_dataset(data: DataLike, schema: Schema | None = None) -> xr.Dataset:
     """Accept a Dataset, or a mapping of names to ``(dims, values)`` or to plain arrays and tensors.
 
-    Plain arrays get dims ``<name>_dim_0``, ``<name>_dim_1``, ...; scalars have none.
+    Plain arrays get the dims that `schema` declares, else ``<name>_dim_0``, ``<name>_dim_1``, ...; scalars have none.
 
     Raises
     ------
     DataError
-        If `data` is neither.
+        If `data` is neither, or dims and values do not fit together.
     """
     if isinstance(data, xr.Dataset):
         return data
     if not isinstance(data, Mapping):
         raise DataError(f"data: found {type(data).__name__}; wanted an xarray Dataset or a mapping of names to arrays")
-    variables = {}
+    variables: dict[str, Any] = {}
     for name, value in data.items():
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | xr.DataArray):
             variables[name] = value
-        else:
-            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-            variables[name] = (tuple(f"{name}_dim_{i}" for i in range(array.ndim)), array)
-    return xr.Dataset(variables)
+            continue
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        declared = schema.inputs[name].dims if schema is not None and name in schema.inputs else None
+        fits = declared is not None and len(declared) == array.ndim
+        variables[name] = (declared if fits else tuple(auto_dim(name, i) for i in range(array.ndim)), array)
+    try:
+        return xr.Dataset(variables)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"data: found variables that do not fit together ({error})") from error
 
 
-def schema_of(
-    model: Callable[..., Any],
-    data: xr.Dataset,
-    *,
-    latent: Iterable[str] = (),
-    dims: Mapping[str, tuple[str, ...]] | None = None,
-) -> Schema:
-    """Schema of a model: its own, or for a plain callable that of its parameters.
+def auto_dim(name: str, axis: int) -> str:
+    """Name of an axis that has none."""
+    return f"{name}_dim_{axis}"
 
-    Parameters
-    ----------
-    model
-        Pyro callable. Ours have a ``schema``; of any other, each parameter must be a variable of `data`.
-    data
-        The data.
-    latent
-        Parameters of a plain callable that are left to their defaults.
-    dims
-        Names of the event dims of sites, ``{"weights": ("covariate",)}``.
+
+def kind_of(variable: xr.DataArray) -> Any:
+    """What the numbers of a variable are: ``"float"``, ``"int"`` or ``"bool"``.
 
     Raises
     ------
     SchemaError
-        If a parameter is not in the data, or has a name that Pyro's wrappers take for themselves.
+        If they are not numbers.
     """
-    declared = getattr(model, "schema", None)
-    if isinstance(declared, Schema):
-        return declared
-    signature = inspect.signature(model.forward if isinstance(model, torch.nn.Module) else model)
-    names = [n for n, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    reserved = sorted(set(names) & set(RESERVED))
-    if reserved:
-        raise SchemaError(f"model: found an argument named {reserved[0]!r}, which Pyro's own wrappers take; rename it")
-    wanted = [name for name in names if name not in set(latent)]
-    missing = [name for name in wanted if name not in data]
-    if missing:
-        raise SchemaError(
-            f"{missing[0]}: the model takes it, found data variables {sorted(map(str, data.variables))}; "
-            f"wanted {missing[0]!r} among them, or listed in latent="
-        )
-    kinds = {name: _kind(data[name]) for name in wanted}
-    inputs = {name: Input(None, kinds[name]) for name in wanted}
-    plain = Schema(inputs=inputs, site_dims=dict(dims or {}))
-    observed = _observed_inputs(model, to_inputs(plain, data))
-    marked = {name: Input(None, kinds[name], observed=name in observed) for name in wanted}
-    first = next((data[name].dims for name in wanted if name in observed and data[name].ndim), ("cell",))
-    return Schema(inputs=marked, site_dims=dict(dims or {}), plate=str(first[0]))
-
-
-def _kind(variable: xr.DataArray) -> Any:
     kinds = {"f": "float", "i": "int", "u": "int", "b": "bool"}
     if variable.dtype.kind not in kinds:
         raise SchemaError(f"{variable.name}: found dtype {variable.dtype}; wanted numbers (code labels as integers)")
     return kinds[variable.dtype.kind]
-
-
-def _observed_inputs(model: Callable[..., Any], inputs: Mapping[str, Tensor]) -> set[str]:
-    with torch.random.fork_rng(), poutine.block():
-        trace = poutine.trace(model).get_trace(**inputs)
-    values = [site["value"] for site in observed_sites(trace).values()]
-    return {
-        name
-        for name, tensor in inputs.items()
-        if any(v is tensor or (v.shape == tensor.shape and torch.equal(v, tensor)) for v in values)
-    }
 
 
 def to_inputs(
@@ -154,7 +108,7 @@ def to_inputs(
 def _tensor(name: str, variable: xr.DataArray, spec: Input, device: torch.device | str | None) -> Tensor:
     if spec.dims is not None and tuple(variable.dims) != spec.dims:
         raise SchemaError(f"{name}: found dims {tuple(variable.dims)}; wanted {spec.dims}")
-    kind = _kind(variable)
+    kind = kind_of(variable)
     if spec.kind != kind and not (spec.kind == "float" and kind == "int"):
         raise SchemaError(f"{name}: found {kind} values; wanted {spec.kind}")
     if variable.size == 0:
@@ -168,14 +122,6 @@ def _tensor(name: str, variable: xr.DataArray, spec: Input, device: torch.device
     elif spec.kind == "int":
         values = values.astype(np.int64)
     return torch.tensor(values, device=device)
-
-
-def float_dtype(inputs: Mapping[str, Tensor]) -> torch.dtype:
-    """The precision of the data: float64 if any input has it, else float32, else torch's default."""
-    dtypes = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()}
-    if not dtypes:
-        return torch.get_default_dtype()
-    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 @dataclass(frozen=True)

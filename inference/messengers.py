@@ -69,8 +69,19 @@ def plates_of(site: Mapping[str, Any]) -> dict[int, Any]:
     return {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
+class OwnParameters(Messenger):
+    """Start ``pyro.param`` sites from copies of their initial values, which a fit would else change in place."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, *rest = msg["args"]
+        if rest and type(rest[0]) is Tensor:
+            msg["args"] = (name, rest[0].detach().clone(), *rest[1:])
+
+
 @contextmanager
-def isolated(seed: int | None = None, store: Mapping[str, Any] | None = None) -> Iterator[Any]:
+def isolated(
+    seed: int | None = None, store: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Any]:
     """A parameter store and a random state of one's own; the caller's are as before afterwards.
 
     Parameters
@@ -79,11 +90,17 @@ def isolated(seed: int | None = None, store: Mapping[str, Any] | None = None) ->
         Seed of torch's generators inside; None leaves the random state shared with the caller.
     store
         State of the store to start from, as `isolated` yielded it in an earlier call.
+    dtype
+        Torch's default precision inside, so that ``Normal(0.0, 1.0)`` in a model is of the precision of the data.
     """
-    with pyro.get_param_store().scope(store) as state:
-        if seed is None:
+    before = torch.get_default_dtype()
+    devices = range(torch.cuda.device_count())
+    fork = torch.random.fork_rng(devices, enabled=seed is not None)
+    with pyro.get_param_store().scope(store) as state, fork, OwnParameters():
+        try:
+            torch.set_default_dtype(dtype or before)
+            if seed is not None:
+                torch.manual_seed(seed)
             yield state
-            return
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            yield state
+        finally:
+            torch.set_default_dtype(before)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ..models.parts.errors import LoadError, SchemaError
 from ..models.schema import Input, Schema
+from .copies import float_dtype, is_factory, make_pair, no_guide, owner_of
 from .export import name_of
 from .inputs import Template
-from .messengers import isolated
+from .messengers import isolated, latent_sites
 from .registry import AUTOGUIDES, REGISTERED
-from .run import make_pair
+from .stored import StoredDraws
 
 if TYPE_CHECKING:
     from .fit import Fit
@@ -45,18 +46,19 @@ def save(fit: Fit, path: str | Path) -> Path:
         "settings": fit.settings,
         "history": fit.history.values.tolist(),
     }
-    training = {key: value for key, value in fit.training.items() if key != "options"}
     tensors: dict[str, Any] = {
         "model": _state(fit.model),
         "guide": _state(fit.guide),
-        "parameters": {} if fit.store is None else {k: v.detach() for k, v in fit.store["params"].items()},
-        "training": training,
+        "parameters": _own_parameters(fit.store, fit.model, fit.guide),
+        "training": {key: value for key, value in fit.training.items() if key != "options"},
     }
     if fit.draws is not None:
-        tensors["draws"] = fit.draws.values
+        tensors["draws"] = {name: value.clone() for name, value in fit.draws.values.items()}
         tensors["statistics"] = {k: torch.as_tensor(v) for k, v in fit.draws.statistics.items()}
+    text = json.dumps(about, indent=1, default=_plain)
+    (folder / "fit.json").unlink(missing_ok=True)  # a folder without it is no fit: never half an old and half a new one
     torch.save(tensors, folder / "state.pt")
-    (folder / "fit.json").write_text(json.dumps(about, indent=1, default=_plain))
+    (folder / "fit.json").write_text(text)
     return folder
 
 
@@ -65,28 +67,36 @@ def load(
 ) -> Fit:
     """Read the fit in the folder `path`; see `Fit.load`."""
     about, tensors = _read(Path(path))
+    try:
+        return _restore(about, tensors, model, guide)
+    except LoadError:
+        raise
+    except Exception as error:  # whatever another model or a damaged file leads to
+        raise LoadError(f"{path}: cannot be restored, {type(error).__name__}: {error}") from error
+
+
+def _restore(about: Mapping[str, Any], tensors: Mapping[str, Any], model: Any, guide: Any) -> Fit:
     template = Template.from_dict(about["template"])
     model = _rebuild("model", about["model"], model)
     schema = model.schema if about["schema"] is None else _schema(about["schema"])
+    has_guide = about["guide"] is not None
+    guide = _rebuild("guide", about["guide"], guide) if has_guide else no_guide
     inputs = template.zeros(schema)
-    if about["guide"] is not None:
-        guide = _rebuild("guide", about["guide"], guide, model)
-    with isolated(0) as store, pyro.validation_enabled(False), torch.no_grad():
-        model, built, _ = make_pair(model, guide if about["guide"] is not None else lambda model: None, inputs)
-        if built is not None:
+    with isolated(0, dtype=float_dtype(inputs)) as store, pyro.validation_enabled(False), torch.no_grad():
+        model, built, _ = make_pair(model, guide, inputs)
+        if has_guide:
+            _check_name("guide", about["guide"], built)
             poutine.trace(built).get_trace(**inputs)
-            poutine.trace(model).get_trace(**inputs)
+        trace = poutine.trace(model).get_trace(**inputs)
         _fill("model", model, tensors["model"])
         _fill("guide", built, tensors["guide"])
-        _fill_parameters(tensors["parameters"])
+        _fill_parameters(_own_parameters(pyro.get_param_store().get_state(), model, built), tensors["parameters"])
     draws = None
-    fit_class = REGISTERED[about["kind"]]
     if "draws" in tensors:
-        from .fit import StoredDraws
-
         draws = StoredDraws(tensors["draws"], {k: v.numpy() for k, v in tensors["statistics"].items()})
+        _check_sites(draws, trace)
     history = [[x for x in row if not math.isnan(x)] for row in about["history"]]
-    return fit_class(
+    return REGISTERED[about["kind"]](
         model, built, schema, template, draws=draws, history=history, settings=about["settings"], store=store,
         training=tensors["training"],
     )  # fmt: skip
@@ -100,8 +110,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise LoadError(f"{folder}: not a saved fit ({error})") from error
     if found != FORMAT:
         raise LoadError(f"{folder}: found format {found}; wanted {FORMAT}, the one that this version writes")
-    if about.get("kind") not in REGISTERED:
-        raise LoadError(f"{folder}: found a {about.get('kind')!r}; wanted one of {sorted(REGISTERED)}")
+    from .fit import Fit
+
+    if not issubclass(REGISTERED.get(about.get("kind"), object), Fit):
+        raise LoadError(f"{folder}: found a {about.get('kind')!r}; wanted a class of fits")
     try:
         tensors = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
     except Exception as error:
@@ -115,12 +127,11 @@ def _describe(thing: Any) -> dict[str, Any]:
     return {"name": name, "settings": settings}
 
 
-def _rebuild(role: str, saved: Mapping[str, Any], given: Any, model: Any = None) -> Any:
+def _rebuild(role: str, saved: Mapping[str, Any], given: Any) -> Any:
     name, settings = saved["name"], saved["settings"]
     if given is not None:
-        found = given.__name__ if isinstance(given, type) else name_of(given)
-        if found not in (name, "<lambda>"):
-            raise LoadError(f"{role}: found {found!r}; wanted {name!r}, which the fit was made with")
+        if role == "model" or not is_factory(given):
+            _check_name(role, saved, given)
         return given
     if settings is not None and name in REGISTERED:
         return REGISTERED[name].from_settings(settings)  # type: ignore[attr-defined]
@@ -129,23 +140,43 @@ def _rebuild(role: str, saved: Mapping[str, Any], given: Any, model: Any = None)
     raise LoadError(f"{role}: the fit was made with {name!r}, which cannot be rebuilt from a file; pass {role}=")
 
 
+def _check_name(role: str, saved: Mapping[str, Any], found: Any) -> None:
+    if name_of(found) != saved["name"]:
+        raise LoadError(f"{role}: found {name_of(found)!r}; wanted {saved['name']!r}, which the fit was made with")
+
+
+def _check_sites(draws: StoredDraws, trace: Any) -> None:
+    latent = {n: s for n, s in latent_sites(trace).items() if s["infer"].get("enumerate") != "parallel"}
+    found = {name: site["value"].numel() for name, site in latent.items()}
+    wanted = {name: value[0, 0].numel() for name, value in draws.values.items()}
+    if {name: found.get(name) for name in wanted} != wanted or set(found) - set(wanted):
+        raise LoadError(f"model: found latent sites of sizes {found}; wanted {wanted}: another model than was saved")
+
+
 def _state(thing: Any) -> dict[str, Tensor]:
-    return thing.state_dict() if isinstance(thing, torch.nn.Module) else {}
+    module = owner_of(thing)
+    return {} if module is None else dict(module.state_dict())
 
 
 def _fill(role: str, thing: Any, state: Mapping[str, Tensor]) -> None:
-    if not isinstance(thing, torch.nn.Module):
+    module = owner_of(thing)
+    if module is None:
         if state:
             raise LoadError(f"{role}: found a plain function; wanted a module with {sorted(state)}")
         return
     try:
-        thing.load_state_dict(state)
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise LoadError(f"{role}: {name_of(thing)} does not fit the saved numbers ({error})") from error
 
 
-def _fill_parameters(saved: Mapping[str, Tensor]) -> None:
-    here = dict(pyro.get_param_store().named_parameters())
+def _own_parameters(store: Any, *callables: Any) -> dict[str, Tensor]:
+    """Parameters that live in the store alone, not in a module whose state is saved."""
+    owned = {id(p) for module in map(owner_of, callables) if module is not None for p in module.parameters()}
+    return {} if store is None else {n: p.detach() for n, p in store["params"].items() if id(p) not in owned}
+
+
+def _fill_parameters(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in here.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if shapes != wanted:

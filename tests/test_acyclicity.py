@@ -76,7 +76,7 @@ def test_logdet_is_the_closed_form_of_a_two_cycle() -> None:
         assert LogdetAcyclicity(s)(weights).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("p", [3, 12, 30])
 def test_expm_agrees_with_scipy(p: int, scale: float) -> None:
     weights = random_weights(p, p, scale=scale / math.sqrt(p), seed=p)

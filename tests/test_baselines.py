@@ -92,10 +92,12 @@ def test_the_domain_of_dagma_is_the_spectral_radius() -> None:
     assert 0.1 < np.mean(inside) < 0.9
 
 
-def test_a_strong_penalty_removes_every_edge() -> None:
+def test_the_penalty_shrinks_a_single_edge_as_the_lasso_does() -> None:
+    # With variance 1 of the regulator the minimum of (w - 0.8)^2 / 2 + l1 |w| is at 0.8 - l1.
     covariance = covariance_of(np.array([[0.0, 0.8], [0.0, 0.0]]))
     for learn in (dagma, notears):
-        assert np.abs(learn(covariance, l1=1.0 + np.abs(covariance).max())).max() < 1e-2
+        np.testing.assert_allclose(learn(covariance, l1=0.1), [[0.0, 0.7], [0.0, 0.0]], atol=2e-3)
+    assert np.abs(notears(covariance, l1=2.0)).max() < 1e-6
 
 
 def test_refuses_matrices_that_are_no_covariance() -> None:
@@ -221,10 +223,12 @@ def test_a_cluster_of_one_cell_has_no_edges_and_finite_noise() -> None:
     data = grouped()
     lonely = np.where(np.arange(240) == 0, "lonely", "other")
     data = data.assign(kind=("cell", lonely))
-    networks = LabelClustered("kind", method="notears").fit(data).networks(data).isel(cell=0)
+    everyone = LabelClustered("kind", method="notears").fit(data).networks(data)
+    networks = everyone.isel(cell=0)
     assert not networks["network"].any()
     np.testing.assert_allclose(networks["intercept"], data["expression"][0], atol=1e-10)
-    assert (networks["sigma"] > 0.1).all()
+    pooled = np.mean(residuals(everyone, data) ** 2, axis=0)
+    np.testing.assert_allclose(networks["sigma"], np.sqrt(pooled / 2))
 
 
 def test_new_cells_go_to_the_nearest_centre_and_unknown_labels_are_refused() -> None:

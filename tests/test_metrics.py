@@ -20,6 +20,7 @@ from embergraph.metrics import (
     interval_coverage,
     matched_archetype_error,
     mixture_r2,
+    pooled_aupr,
     relative_weight_error,
     residuals,
     skeleton_aupr,
@@ -144,7 +145,9 @@ def test_structure_of_a_worked_example() -> None:
 
 def test_one_network_is_held_against_those_of_all_cells() -> None:
     truths = np.stack([TRUTH, np.zeros((3, 3))])
-    assert aupr(TRUTH, truths) == pytest.approx(0.5)
+    assert aupr(TRUTH, truths) == 1.0  # the cell without edges does not count
+    assert aupr(np.stack([TRUTH.T, TRUTH]), np.stack([TRUTH, TRUTH])) == pytest.approx((aupr(TRUTH.T, TRUTH) + 1) / 2)
+    assert pooled_aupr(TRUTH, truths) == pytest.approx(0.5)
     assert structural_hamming_distance(TRUTH, truths) == 1.0
     assert edge_rate(truths) == pytest.approx(1 / 6)
     assert relative_weight_error(TRUTH, truths) == pytest.approx(1.0)
@@ -154,7 +157,7 @@ def test_one_network_is_held_against_those_of_all_cells() -> None:
 
 def test_structure_without_edges_is_not_a_number() -> None:
     empty = np.zeros((2, 3, 3))
-    for function in (aupr, best_f1, skeleton_aupr, relative_weight_error):
+    for function in (aupr, pooled_aupr, best_f1, skeleton_aupr, relative_weight_error):
         assert np.isnan(function(TRUTH, empty))
     assert edge_f1(empty, empty, at=0.1) == 1.0
     assert edge_f1(TRUTH, empty, at=0.1) == 0.0
@@ -274,7 +277,14 @@ def test_raw_simulations_are_sortable_by_variance_and_standardised_ones_are_not(
 def test_evaluate_reports_what_the_data_can_tell(data) -> None:
     truth = as_networks(data, data["true_networks"].to_numpy())
     scores = evaluate(truth.assign(mixture=data["true_mixture"], archetypes=data["true_archetypes"]), data)
-    perfect = {"aupr": 1.0, "best_f1": 1.0, "shd": 0.0, "skeleton_aupr": 1.0, "relative_weight_error": 0.0}
+    perfect = {
+        "aupr": 1.0,
+        "pooled_aupr": 1.0,
+        "best_f1": 1.0,
+        "shd": 0.0,
+        "skeleton_aupr": 1.0,
+        "relative_weight_error": 0.0,
+    }
     perfect |= {"deviation_correlation": 1.0, "mixture_r2": 1.0, "archetype_error": 0.0}
     assert {name: scores[name] for name in perfect} == pytest.approx(perfect)
     assert set(scores) == set(perfect) | {"mse", "log_density", "edge_rate"}

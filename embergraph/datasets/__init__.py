@@ -4,3 +4,4 @@ A file named like its function has a leading underscore, since the two would sha
 """
 
 from ._sachs import sachs as sachs
+from .simulated import simulated_notmad as simulated_notmad

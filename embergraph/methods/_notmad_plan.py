@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 Inputs = Mapping[str, Tensor]
 Values = dict[str, Tensor]
 
-SEARCH_RATES = {"": 1e-2, "encoder_weights": 3e-2, "encoder_bias": 3e-2}
+SEARCH_RATES = {"": 1e-2, "encoder_weights": 4.5e-2, "encoder_bias": 3e-2}
+GIVEN_ORDER_RATES = {"": 1e-2, "encoder_log_amplitude": 0.0}
 L1 = 0.01
 BATCH = ("cell", 1024)  # rows of a step of a point search; more change the point by less than its error
 CURVATURE = {"edges": 1 / (2 * 0.3**2), "sigma": 4.0, "encoder_log_amplitude": 4.0}
@@ -83,7 +84,7 @@ def search(
     zero = model.encoder.location.new_zeros(())
     density = LogDensity(model, inputs, {"encoder_log_amplitude": zero})
     starts = zero.new_zeros(num_restarts, density.num_dims)
-    spread = {"edges": 0.05, "encoder_weights": 0.3}
+    spread = {"edges": 0.05, "encoder_weights": 0.45}
     for name, where in density.slices().items():
         if name in spread:
             starts[:, where] = spread[name] * torch.randn_like(starts[:, where])
@@ -143,9 +144,12 @@ def given_orders(
 
 
 def joint_map(density: LogDensity, starts: Tensor, num_cells: int, *, num_steps: int, progress: bool) -> Maximum:
-    """Mode of the exact model given orders, under the user's priors."""
+    """Mode of the exact model given orders, under the user's priors, at a fixed amplitude of the encoder.
+
+    The joint mode over amplitude and weights is not a typical point: both shrink together.
+    """
     return maximize(
-        density, starts, num_steps=num_steps, learning_rate=1e-2, scale=float(num_cells), batch=BATCH,
+        density, starts, num_steps=num_steps, learning_rate=GIVEN_ORDER_RATES, scale=float(num_cells), batch=BATCH,
         progress=progress, label="MAP given orders",
     )  # fmt: skip
 

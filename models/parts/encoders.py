@@ -3,11 +3,12 @@
 | symbol | name | shape |
 |---|---|---|
 | Phi | features of the covariates | (cell, feature) |
+| la | ``encoder_log_amplitude`` | () |
 | B | ``encoder_weights`` | (feature, archetype) |
 | b0 | ``encoder_bias`` | (archetype,) |
-| la | ``encoder_log_amplitude`` | () |
 
-eta = 1.5 exp(la) Phi B + b0, with B, b0 ~ Normal(0, 1) and la ~ Normal(0, 0.5) unless given otherwise.
+eta = Phi B + b0, with la ~ Normal(0, 0.5), B ~ 1.5 exp(la) Normal(0, 1) and b0 ~ Normal(0, 1) unless given otherwise.
+The data speak of the size of B, not of B / exp(la): in these coordinates samplers mix.
 """
 
 from __future__ import annotations
@@ -96,9 +97,13 @@ class Encoder(nn.Module, ABC):
         """Draw all weights: the encoder's part of the generative process."""
         drawn = self.hidden_weights()
         shape = (len(self.feature_names), num_archetypes)
-        drawn["encoder_weights"] = pyro.sample("encoder_weights", self.weight_prior.expand(shape))
+        log_amplitude = pyro.sample("encoder_log_amplitude", self.amplitude_prior.expand(()))
+        amplitude = (AMPLITUDE * log_amplitude.exp())[..., None, None].expand(*log_amplitude.shape, *shape)
+        # Of full shape: AffineTransform sums log|scale| over the entries that it is given, not over those it scales.
+        scaling = dist.transforms.AffineTransform(0.0, amplitude, event_dim=2)
+        prior = dist.TransformedDistribution(self.weight_prior.expand(shape), [scaling])
+        drawn["encoder_weights"] = pyro.sample("encoder_weights", prior)
         drawn["encoder_bias"] = pyro.sample("encoder_bias", self.bias_prior.expand((num_archetypes,)))
-        drawn["encoder_log_amplitude"] = pyro.sample("encoder_log_amplitude", self.amplitude_prior.expand(()))
         return drawn
 
     def forward(
@@ -106,9 +111,7 @@ class Encoder(nn.Module, ABC):
     ) -> Float[Tensor, "*draw cell archetype"]:
         """Logits eta of the archetype weights."""
         features = self.features(covariates, weights)
-        linear = features @ without_cell_axis(weights["encoder_weights"], 2)
-        amplitude = AMPLITUDE * weights["encoder_log_amplitude"].exp()
-        return amplitude.unsqueeze(-1) * linear + weights["encoder_bias"]
+        return features @ without_cell_axis(weights["encoder_weights"], 2) + weights["encoder_bias"]
 
     def settings(self) -> dict[str, Any] | None:
         """JSON description for saving, None when a prior has no name that a file may carry."""
