@@ -6,6 +6,7 @@ and red positive, which colour-blind readers tell apart; white is zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,7 @@ def plot_graph(
 
 
 def plot_archetypes(tree: xr.DataTree) -> Shaped[np.ndarray, " archetype"]:
-    """Draw the posterior mean of every archetypal network in a row, on one colour scale.
+    """Draw the posterior mean of every archetypal network, on one colour scale.
 
     Parameters
     ----------
@@ -151,7 +152,8 @@ def plot_archetypes(tree: xr.DataTree) -> Shaped[np.ndarray, " archetype"]:
         raise DataError(f"tree: found {found}; wanted a tree with archetypes in its group posterior")
     draws = group.data_vars["archetypes"]
     means = checked(draws.mean(("chain", "draw")), "archetypes", ("archetype", *EDGE))
-    columns = min(len(means), 4)
+    names = means["archetype"].values
+    columns = len(means) if len(means) <= 4 else math.ceil(math.sqrt(len(means)))
     rows = -(-len(means) // columns)
     width, height = matrix_size(means[0])
     figure, grid = plt.subplots(
@@ -162,7 +164,7 @@ def plot_archetypes(tree: xr.DataTree) -> Shaped[np.ndarray, " archetype"]:
     for k, ax in enumerate(axes):
         if k < len(means):
             draw_matrix(ax, means[k], limit)
-            ax.set_title(f"archetype {means[k]['archetype'].item()}")
+            ax.set_title(f"archetype {names[k]}")
         else:
             ax.set_axis_off()
         if k % columns:
@@ -203,7 +205,7 @@ def plot_contrast(contrast: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax.set_title("Difference of mean networks, first minus second")
     dots = "dots: interval excludes 0" if mass is None else f"dots: {mass:.0%} interval excludes 0"
     ax.set_xlabel(f"target\n({dots})")
-    color_bar(ax, f"difference of {EFFECT}".replace(" (", "\n("))
+    color_bar(ax, f"difference in {EFFECT}".replace(" (", "\n("))
     return ax
 
 

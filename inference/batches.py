@@ -5,39 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from pyro.infer.autoguide import AutoContinuous
 
 from ..models.parts.errors import DataError, SchemaError
-from .messengers import Supply, is_plate, latent_sites
+from .messengers import is_plate, latent_sites
 
 
-def check_batches(
-    plate: str, size: int, guide: Callable[..., Any], traces: Callable[[], tuple[Any, Any]], device: torch.device
-) -> int:
+def rows_to_choose_from(plate: str, size: int, guide: Callable[..., Any], guide_trace: Any, trace: Any) -> int:
     """Number of rows that minibatches are drawn from, 0 when a step takes all of them.
 
     Parameters
     ----------
     plate, size
         The plate and how many of its rows a step takes.
-    guide
-        The guide.
-    traces
-        Runs guide and model, and returns the traces of both.
-    device
-        Where the data are.
+    guide, guide_trace, trace
+        The guide, and traces of guide and model on all rows.
 
     Raises
     ------
     DataError
         If `size` is not a positive whole number.
     SchemaError
-        If the model has no such plate, or the two do not run on some of its rows.
+        If the model has no such plate, or the guide is a joint one over rows.
     """
     if not isinstance(size, int) or size < 1:
         raise DataError(f"batch_size: found {size!r}; wanted a whole number of at least 1")
-    guide_trace, trace = traces()
     plates = {n: s["fn"].size for n, s in trace.nodes.items() if s["type"] == "sample" and is_plate(s)}
     if plate not in plates:
         raise SchemaError(f"batch_size: found plates {sorted(plates)} in the model; wanted one named {plate!r}")
@@ -50,13 +42,13 @@ def check_batches(
             f"batch_size: {type(guide).__name__} is a joint guide and cannot subsample {local[0]!r}, which "
             "has one value a row; use AutoNormal with create_plates, an amortised guide, or no minibatches"
         )
-    try:
-        with Supply({plate: torch.arange(size, device=device)}):
-            traces()
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise SchemaError(
-            f"batch_size: model and guide do not run on {size} rows of the plate {plate!r} ({error}); wanted "
-            "pyro.subsample of the data inside the plate, and a guide whose plate can be subsampled: "
-            f"AutoNormal(model, create_plates=lambda *args, **kwargs: pyro.plate({plate!r}, n, dim=-1))"
-        ) from error
     return int(plates[plate])
+
+
+def cannot_subsample(plate: str, size: int, error: Exception) -> SchemaError:
+    """What to say when a step on some of the rows failed."""
+    return SchemaError(
+        f"batch_size: model and guide do not run on {size} rows of the plate {plate!r} ({error}); wanted "
+        "pyro.subsample of the data inside the plate, and a guide whose plate can be subsampled: "
+        f"AutoNormal(model, create_plates=lambda *args, **kwargs: pyro.plate({plate!r}, n, dim=-1))"
+    )

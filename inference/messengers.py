@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -69,6 +70,15 @@ def plates_of(site: Mapping[str, Any]) -> dict[int, Any]:
     return {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
+class Unobserve(Messenger):
+    """Draw observed sites; unlike ``poutine.uncondition`` this leaves deterministic sites and factors as they are."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not is_deterministic(msg) and not is_factor(msg):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            msg["infer"]["was_observed"] = True
+
+
 class OwnParameters(Messenger):
     """Start ``pyro.param`` sites from copies of their initial values, which a fit would else change in place."""
 
@@ -104,3 +114,26 @@ def isolated(
             yield state
         finally:
             torch.set_default_dtype(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Run without Pyro's own word on NaN, which does not name the site."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered")
+        yield
+
+
+def rng_state() -> tuple[Tensor, ...]:
+    """State of torch's generators."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states += torch.cuda.get_rng_state_all()
+    return tuple(states)
+
+
+def set_rng_state(states: tuple[Tensor, ...]) -> None:
+    """Inverse of `rng_state`."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(list(states[1:]))

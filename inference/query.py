@@ -65,7 +65,8 @@ def checked(fit: Fit, data: DataLike, *, observed: bool = True) -> xr.Dataset:
             wanted = np.asarray(fit.template.extras[name][1])
             if dataset[name].shape != wanted.shape or not np.allclose(dataset[name].values, wanted):
                 raise SchemaError(f"{name}: found another standardisation; wanted that of the training data")
-    return dataset.assign(precision)
+    names = {dim: labels for dim, labels in fit.template.coords.items() if dim not in dataset.coords}
+    return dataset.assign(precision).assign_coords(names)
 
 
 def _check_labels(fit: Fit, name: str, dim: str, size: int, dataset: xr.Dataset) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pyro
 import torch
@@ -18,15 +17,16 @@ from torch import Tensor
 
 from ..models.parts.errors import DataError, NumericalError, SchemaError
 from ..models.schema import Schema
-from .batches import check_batches
+from .batches import cannot_subsample, rows_to_choose_from
 from .copies import fitted_parameters, float_dtype, make_pair, owner_of
 from .density import max_plate_nesting
-from .messengers import Supply, isolated, sample_sites
+from .messengers import Supply, isolated, quiet, rng_state, sample_sites, set_rng_state
 from .options import Options
 from .schedules import BufferSchedules
 
 NUM_EVALUATIONS = 16
 RATE = "learning_rate"
+T = TypeVar("T")
 
 
 class Run:
@@ -81,25 +81,42 @@ class Run:
 
     def _build(self) -> None:
         """Run everything once with validation on: creates the parameters and finds out what the loss needs."""
-        with torch.no_grad(), pyro.validation_enabled(True):
-            try:
-                guide_trace, trace = self._traces()
-            except ValueError:
-                with pyro.validation_enabled(False):
-                    if not self._culprit():
-                        raise  # a mistake in the model; else the first step names the site that is not finite
-                    guide_trace, trace = self._traces()
-            size, plate = self.options.batch_size, self.schema.plate
-            self.num_rows = 0 if size is None else check_batches(plate, size, self.guide, self._traces, self.device)
+        guide_trace, trace = self._validated(self._traces)
         enumerated = [n for n, s in sample_sites(trace).items() if s["infer"].get("enumerate") == "parallel"]
         nesting = max(max_plate_nesting(trace), max_plate_nesting(guide_trace))
         kind = TraceEnum_ELBO if enumerated else Trace_ELBO
         self.elbo = self.options.loss or kind(max_plate_nesting=nesting)
+        self._validated(self._loss)
+        size = self.options.batch_size
+        self.num_rows = 0 if size is None else self._num_rows(size, guide_trace, trace)
         self.parameters = fitted_parameters(self._modules())
         self.optimizer = self.options.optimizer(self._groups())
         scheduled = {k: v for k, v in self.options.schedules.items() if k != RATE}
         self._buffers = BufferSchedules(self.model, scheduled)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _validated(self, run: Callable[[], T]) -> T:
+        """Run with Pyro's checks; without, where a number that is not finite trips them (the first step names it)."""
+        with torch.no_grad(), quiet():
+            try:
+                with pyro.validation_enabled(True):
+                    return run()
+            except ValueError:
+                with pyro.validation_enabled(False):
+                    if not self._culprit():
+                        raise
+                    return run()
+
+    def _num_rows(self, size: int, guide_trace: Any, trace: Any) -> int:
+        plate = self.schema.plate
+        num_rows = rows_to_choose_from(plate, size, self.guide, guide_trace, trace)
+        if num_rows:
+            try:
+                with Supply({plate: torch.arange(size, device=self.device)}):
+                    self._validated(self._loss)
+            except (ValueError, RuntimeError, IndexError) as error:
+                raise cannot_subsample(plate, size, error) from error
+        return num_rows
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         owners = {"model": owner_of(self.model), "guide": owner_of(self.guide)}
@@ -125,8 +142,7 @@ class Run:
         NumericalError
             If loss or gradient is not finite; the parameters are then those of the last finite loss.
         """
-        with self._isolated(self.store), warnings.catch_warnings(), pyro.validation_enabled(False):
-            warnings.filterwarnings("ignore", message="Encountered")  # Pyro's own word on NaN; ours names the site
+        with self._isolated(self.store), pyro.validation_enabled(False), quiet():
             set_rng_state(self._rng)
             for _ in range(num_steps):
                 self._step(len(self.losses) / total)
@@ -223,18 +239,18 @@ class Run:
         return self.final_loss
 
     def _mean_loss(self) -> float:
-        objective = getattr(self.guide, "objective", None)
-        with self._isolated(self.store), torch.no_grad(), pyro.validation_enabled(False), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Encountered")
+        with self._isolated(self.store), torch.no_grad(), pyro.validation_enabled(False), quiet():
             self._buffers.set(1.0)
             try:
-                if objective is not None:
-                    losses = [float(objective(self.model, self.inputs)) for _ in range(NUM_EVALUATIONS)]
-                else:
-                    losses = [self.elbo.loss(self.model, self.guide, **self.inputs) for _ in range(NUM_EVALUATIONS)]
+                return sum(self._loss() for _ in range(NUM_EVALUATIONS)) / NUM_EVALUATIONS
             except (NumericalError, torch.linalg.LinAlgError):
                 return math.nan
-        return sum(losses) / NUM_EVALUATIONS
+
+    def _loss(self) -> float:
+        objective = getattr(self.guide, "objective", None)
+        if objective is not None:
+            return float(objective(self.model, self.inputs))
+        return float(self.elbo.loss(self.model, self.guide, **self.inputs))
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as copies: tensors and plain numbers."""
@@ -279,18 +295,3 @@ class Run:
         self._rng = tuple(state["rng"])
         self.losses = list(state["losses"])
         self.converged, self.failure = bool(state["converged"]), str(state["failure"])
-
-
-def rng_state() -> tuple[Tensor, ...]:
-    """State of torch's generators."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available():
-        states += torch.cuda.get_rng_state_all()
-    return tuple(states)
-
-
-def set_rng_state(states: tuple[Tensor, ...]) -> None:
-    """Inverse of `rng_state`."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(list(states[1:]))

@@ -12,12 +12,14 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import infer_discrete
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
 from .density import DRAWS, max_plate_nesting, per_draw
 from .draws import Pass, Site, arrange, check_finite
 from .messengers import (
     Supply,
+    Unobserve,
     is_deterministic,
     is_factor,
     latent_sites,
@@ -119,11 +121,11 @@ class Sampler:
         observed
             Sites that count as observed although the inputs lack what they explain.
         """
-        trace = self._trace(poutine.uncondition(self.model), values or {}, num_draws)
+        trace = self._trace(Unobserve()(self.model), values or {}, num_draws)
         trace.compute_log_prob()
         arranged = self._arranged(sample_sites(trace), num_draws)
         check_finite(arranged)
-        shown = {n: v for n, v in arranged.items() if n in observed or _was_observed(trace.nodes[n])}
+        shown = {n: v for n, v in arranged.items() if n in observed or "was_observed" in trace.nodes[n]["infer"]}
         latent = {n: v for n, v in arranged.items() if n not in shown}
         return Pass(latent, {}, self._log_density(trace, num_draws), None, shown)
 
@@ -141,7 +143,7 @@ class Sampler:
 
     def _with_draws(self, site: Mapping[str, Any]) -> Tensor:
         """Value of a latent site with the axes (draw, plates or 1s, event)."""
-        value: Tensor = site["value"]
+        value: Tensor = site["value"].detach()
         missing = 1 + self.nesting - (value.dim() - site["fn"].event_dim)
         return value.reshape((1,) * missing + value.shape)
 
@@ -166,15 +168,15 @@ class Sampler:
 
     def _marginal_log_p(self, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
         """Log joint with the enumerated sites summed out, which is what `log_q` and the loss speak of."""
-        summed = poutine.enum(self.model, first_available_dim=-1 - self.nesting)
-        result = []
-        for i in range(num_draws):
-            own = {n: v[i].reshape(self.shapes[n]) for n, v in values.items() if n not in self.enumerated}
-            with poutine.block(), Supply(own):
-                trace = poutine.trace(summed).get_trace(**self.inputs)
-            evaluator = TraceEinsumEvaluator(trace, has_enumerable_sites=True, max_plate_nesting=self.nesting)
-            result.append(evaluator.log_prob(trace))
-        return torch.stack(result)
+        own = {name: value for name, value in values.items() if name not in self.enumerated}
+        depth = self.nesting + self.vectorised
+        trace = self._trace(poutine.enum(self.model, first_available_dim=-1 - depth), own, num_draws)
+        with pyro.validation_enabled(False):  # whose shape check does not know sites that no draw changes
+            evaluator = TraceEinsumEvaluator(trace, has_enumerable_sites=True, max_plate_nesting=depth)
+            if not self.vectorised:
+                return evaluator.log_prob(trace).reshape(1)
+            draws = frozenset({trace.plate_to_symbol[DRAWS]})
+            return contract_to_tensor(evaluator._get_log_factors(trace), evaluator._enum_dims, target_ordinal=draws)
 
     def _discrete(self, values: Mapping[str, Tensor], num_draws: int) -> dict[str, Tensor]:
         def given(**inputs: Tensor) -> Any:
@@ -199,7 +201,7 @@ class Sampler:
             together = self._trace(self.model, values, PROBE)
             with poutine.block():
                 alone = poutine.trace(self.model).get_trace(**self.inputs)
-            return self._agrees(self.model, together, alone)
+            return self._agrees(self.model, together, alone) and self._agrees_when_summed(together)
         except Exception:  # whatever a model does that was not written for it
             return False
 
@@ -225,6 +227,16 @@ class Sampler:
                 return False
         return True
 
+    def _agrees_when_summed(self, together: Any) -> bool:
+        if not self.enumerated:
+            return True
+        values = {name: site["value"] for name, site in latent_sites(together).items()}
+        many = self._marginal_log_p(values, PROBE)
+        self.vectorised = False
+        one = self._marginal_log_p({name: value[-1] for name, value in values.items()}, 1)
+        self.vectorised = True
+        return bool(torch.allclose(many[-1].double(), one[0].double(), rtol=1e-3, atol=1e-3, equal_nan=True))
+
 
 def _event_dim(site: Mapping[str, Any]) -> int:
     """Event dims of a deterministic site, which without ``event_dim=`` takes its plates for events."""
@@ -234,7 +246,3 @@ def _event_dim(site: Mapping[str, Any]) -> int:
     if event < len(shape) or any(shape[depth + dim : depth + dim + 1] != (size,) for dim, size in sizes.items()):
         return event
     return event - depth
-
-
-def _was_observed(site: Mapping[str, Any]) -> bool:
-    return bool(site["infer"].get("was_observed")) and not is_deterministic(site)

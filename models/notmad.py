@@ -191,7 +191,8 @@ class NOTMAD(torch.nn.Module):
                 raise DataError(f"encoder: found {encoder!r}; wanted one of {sorted(ENCODERS)}")
             encoder = ENCODERS[encoder](torch.as_tensor(data["covariates"].values))
         options.setdefault("noise", "free" if data.attrs.get("standardized") == "gene" else "equal")
-        return cls(data.sizes["gene"], encoder, num_archetypes, **options)
+        model = cls(data.sizes["gene"], encoder, num_archetypes, **options)
+        return model.to(torch.as_tensor(data["expression"].values[:1]).dtype)
 
     @property
     def num_edges(self) -> int:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ..guides.notmad import NOTMADGuide
 from ..inference import Fit, StoredDraws, register, svi
-from ..inference.inputs import Template, to_inputs
+from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
 from ..inference.messengers import isolated
 from ..inference.run import make_pair
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
 from . import _notmad_plan as plan
 from ._notmad_networks import Networks
+from ._notmad_report import network_report
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -29,6 +30,11 @@ Posterior = Literal["auto", "hmc", "mean_field"]
 
 class NOTMADFit(Networks, Fit):
     """A fitted NOTMAD: a `Fit` that also tells networks of cells."""
+
+    def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
+        """`Fit.report`, with rows on orders, acyclicity and the mixing of networks."""
+        table = super().report(data, test, num_samples=num_samples)
+        return network_report(self, table, as_dataset(data if test is None else test))
 
 
 def fit_notmad(

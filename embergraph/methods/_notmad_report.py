@@ -1,0 +1,69 @@
+"""What a report on a fitted NOTMAD adds: whether networks, not only their ingredients, can be believed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ..inference.diagnostics import split_rhat
+
+if TYPE_CHECKING:
+    from .notmad import NOTMADFit
+
+NUM_CELLS = 12
+MEANING = {
+    "search_restarts_agree": "share of starts of the point search within 0.01 nats a cell of the best",
+    "orders": "different orders of the genes among the components of the posterior",
+    "share_acyclic": "share of drawn networks that are acyclic before any projection",
+    "removed_mass": "share of the L1 mass of the mean networks that their projection to DAGs removes",
+    "network_rhat": "largest R-hat of an edge in 12 cells, halves of each order's chain; above 1.2: draw more",
+}
+
+
+def network_report(fit: NOTMADFit, table: xr.Dataset, data: xr.Dataset) -> xr.Dataset:
+    """Add rows on networks to the general table; `data` are the cells that they are predicted for."""
+    few = data.isel(cell=np.linspace(0, data.sizes["cell"] - 1, NUM_CELLS).round().astype(int))
+    networks = fit.networks(few, draws=False)
+    rows = {
+        "search_restarts_agree": restarts_agree(fit),
+        "orders": float(num_orders(fit)),
+        "share_acyclic": float(networks.attrs["share_acyclic"]),
+        "removed_mass": float(networks["removed_mass"].mean()),
+    }
+    if fit.draws is not None:
+        rows["network_rhat"] = network_rhat(fit, few)
+    extra = {key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items() if not math.isnan(value)}
+    return table.assign(extra)
+
+
+def restarts_agree(fit: NOTMADFit) -> float:
+    """Share of starts that ended within 0.01 nats a cell of the best; NaN if they were not kept."""
+    losses = np.asarray(fit.settings.get("search_losses", []), dtype=float)
+    num_cells = fit.template.variables["expression"][1][0]
+    return float((losses <= np.nanmin(losses) + 0.01 * num_cells).mean()) if losses.size else math.nan
+
+
+def num_orders(fit: NOTMADFit) -> int:
+    """Number of different orders in the posterior, 0 for the relaxed form."""
+    if fit.model.form == "relaxed":
+        return 0
+    if fit.model.fixed_order is not None:
+        return 1
+    if fit.draws is None:
+        return len(fit.guide.orders)
+    orders = fit.draws.values["order"]
+    return len(np.unique(orders.reshape(-1, orders.shape[-1]).cpu().numpy(), axis=0))
+
+
+def network_rhat(fit: NOTMADFit, cells: xr.Dataset) -> float:
+    """Largest split R-hat of the entries of the networks of `cells`, each chain by itself, from all stored draws."""
+    shape = fit.draws.shape
+    draws = fit.networks(cells, num_samples=math.prod(shape), draws=True)["draws"].values
+    edges = ("chain", "draw", "cell", "regulator", "target")
+    tree = xr.DataTree.from_dict(
+        {"/posterior": xr.Dataset({"network": (edges, draws.reshape(*shape, *draws.shape[1:]))})}
+    )
+    return max((float(v) for v in split_rhat(tree).values()), default=math.nan)
