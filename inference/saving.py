@@ -112,7 +112,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise LoadError(f"{folder}: found format {found}; wanted {FORMAT}, the one that this version writes")
     from .fit import Fit
 
-    if not issubclass(REGISTERED.get(about.get("kind"), object), Fit):
+    if not issubclass(REGISTERED.get(str(about.get("kind")), object), Fit):
         raise LoadError(f"{folder}: found a {about.get('kind')!r}; wanted a class of fits")
     try:
         tensors = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")

@@ -73,8 +73,8 @@ def test_every_draw_is_acyclic(hmc: Any, mean_field: Any) -> None:
     for fit, _, test in (hmc, mean_field):
         networks = fit.networks(test, draws=True, num_samples=30)
         assert networks.attrs["share_acyclic"] == 1.0
-        assert metrics.acyclic_share(networks["draws"].values, thresholds=(0.0,))[0.0] == 1.0
-        assert metrics.acyclic_share(networks["network"].values, thresholds=(0.0,))[0.0] == 1.0
+        assert metrics.acyclic_share(networks["draws"].values, thresholds=(0.0,)).item() == 1.0
+        assert metrics.acyclic_share(networks["network"].values, thresholds=(0.0,)).item() == 1.0
 
 
 def test_networks_have_names_and_obey_their_definition(mean_field: Any) -> None:
