@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $(READY)
 
-demo: $(READY)  ## fit Sachs et al. (about 3 minutes): report, comparison, posterior.nc and pictures in out/
+demo: $(READY)  ## fit Sachs et al. (about 2 minutes): report, comparison, posterior.nc and pictures in out/
 	$(PY) examples/sachs.py --out out
 
 test: lint types pytest  ## everything that must pass: lint, types and tests

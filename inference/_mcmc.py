@@ -19,6 +19,7 @@ from .density import max_plate_nesting
 from .fit import Fit
 from .inputs import DataLike, Template, as_dataset, to_inputs
 from .messengers import isolated, latent_sites
+from .options import check_counts
 from .plain import schema_of
 from .stored import StoredDraws
 
@@ -69,11 +70,9 @@ def mcmc(
     SchemaError, DataError
         As `svi`.
     NumericalError
-        If a draw is not finite.
+        If a draw is not finite, or no start has a finite density.
     """
-    for name, value in {"num_warmup": num_warmup, "num_draws": num_draws, "num_chains": num_chains}.items():
-        if not isinstance(value, int) or value < 1:
-            raise DataError(f"{name}: found {value!r}; wanted a whole number of at least 1")
+    check_counts(num_warmup=num_warmup, num_draws=num_draws, num_chains=num_chains, seed=seed)
     schema = schema_of(model, as_dataset(data), latent=latent, dims=dims)
     dataset = as_dataset(data, schema)
     inputs = to_inputs(schema, dataset, device=device)
@@ -93,6 +92,10 @@ def mcmc(
                     MCMC(kernel, num_draws, num_warmup, hook_fn=recorder, disable_progbar=True).run(**inputs)
                 except KeyboardInterrupt:
                     interrupted = True
+                except ValueError as error:
+                    if "initial params" not in str(error):
+                        raise
+                    raise NumericalError("NUTS: found no start with a finite log density; wanted start=") from error
             if recorder.draws and (not chains or len(recorder.draws) == num_draws):
                 chains.append(recorder.constrained(kernel))
             if interrupted:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..models.parts.errors import DataError, LoadError, NumericalError, SchemaError
+from ..models.parts.errors import LoadError, NumericalError, SchemaError
 from .checkpoint import Checkpoint, fingerprint
 from .export import name_of
 from .fit import Fit
 from .inputs import DataLike, Template, as_dataset, to_inputs
-from .options import Options
+from .options import Options, check_counts
 from .plain import schema_of
 from .run import Run
 from .schedules import Schedule
@@ -108,15 +108,9 @@ def svi(
         If loss or gradient of every restart left the finite numbers; names step and site, and carries the last good
         state as ``error.fit``.
     """
-    counts = {
-        "num_steps": num_steps,
-        "num_restarts": num_restarts,
-        "window": window,
-        "checkpoint_every": checkpoint_every,
-    }
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise DataError(f"{name}: found {value!r}; wanted a whole number of at least 1")
+    check_counts(
+        num_steps=num_steps, num_restarts=num_restarts, window=window, checkpoint_every=checkpoint_every, seed=seed
+    )
     schema = schema_of(model, as_dataset(data), latent=latent, dims=dims)
     dataset = as_dataset(data, schema)
     inputs = to_inputs(schema, dataset, device=device)

@@ -7,8 +7,9 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoContinuous
 
-from ..models.parts.errors import DataError, SchemaError
+from ..models.parts.errors import SchemaError
 from .messengers import is_plate, latent_sites
+from .options import check_counts
 
 
 def rows_to_choose_from(plate: str, size: int, guide: Callable[..., Any], guide_trace: Any, trace: Any) -> int:
@@ -28,8 +29,7 @@ def rows_to_choose_from(plate: str, size: int, guide: Callable[..., Any], guide_
     SchemaError
         If the model has no such plate, or the guide is a joint one over rows.
     """
-    if not isinstance(size, int) or size < 1:
-        raise DataError(f"batch_size: found {size!r}; wanted a whole number of at least 1")
+    check_counts(batch_size=size)
     plates = {n: s["fn"].size for n, s in trace.nodes.items() if s["type"] == "sample" and is_plate(s)}
     if plate not in plates:
         raise SchemaError(f"batch_size: found plates {sorted(plates)} in the model; wanted one named {plate!r}")

@@ -121,21 +121,16 @@ def whitened_hmc(
     if not bool(torch.isfinite(value).all()):
         raise NumericalError(f"{label}: the log density at a starting point is {value.tolist()}")
     adapt = _DualAveraging(value.new_full((num_chains,), 0.6 / dim**0.25), target_acceptance)
-    kept, values, accepted, diverged, interrupted = [], [], [], [], False
+    kept, values, accepted, diverged = [], [], [], []
+    interrupted = False
     try:
         for step in tqdm(range(num_warmup + num_draws), desc=label, disable=not progress):
             warm = step < num_warmup
             size = adapt.size if warm else adapt.final
-            jittered = (size * (0.8 + 0.4 * torch.rand_like(size))).unsqueeze(-1)
+            size = (size * (0.8 + 0.4 * torch.rand_like(size))).unsqueeze(-1)
             momentum = torch.randn_like(z)
-            energy = value - 0.5 * momentum.square().sum(-1)
-            new_z, new_gradient = z, gradient
-            p = momentum + 0.5 * jittered * gradient
-            for i in range(num_leapfrog):
-                new_z = new_z + jittered * p
-                new_value, new_gradient = at(new_z)
-                p = p + (0.5 if i == num_leapfrog - 1 else 1.0) * jittered * new_gradient
-            change = new_value - 0.5 * p.square().sum(-1) - energy
+            new_z, new_momentum, new_value, new_gradient = _leapfrog(at, z, momentum, gradient, size, num_leapfrog)
+            change = new_value - value + 0.5 * (momentum.square() - new_momentum.square()).sum(-1)
             change = torch.where(torch.isfinite(change), change, torch.full_like(change, -torch.inf))
             probability = change.exp().clamp(max=1.0)
             take = torch.rand_like(probability) < probability
@@ -162,6 +157,18 @@ def whitened_hmc(
         torch.stack(diverged).sum(0),
         interrupted,
     )
+
+
+def _leapfrog(
+    at: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor, momentum: Tensor, gradient: Tensor, size: Tensor, num: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hamilton's equations for `num` steps: position, momentum, log density and gradient at the end."""
+    momentum = momentum + 0.5 * size * gradient
+    for i in range(num):
+        z = z + size * momentum
+        value, gradient = at(z)
+        momentum = momentum + (0.5 if i == num - 1 else 1.0) * size * gradient
+    return z, momentum, value, gradient
 
 
 class _DualAveraging:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
 
+from ..models.parts.errors import DataError
 from .schedules import Schedule
 
 
@@ -55,3 +57,17 @@ def _name(thing: Any) -> str:
     if hasattr(thing, "__dataclass_fields__"):
         return repr(thing)
     return getattr(thing, "__name__", type(thing).__name__)
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuse numbers of steps, draws or the like that are not positive whole numbers, and seeds that are negative.
+
+    Raises
+    ------
+    DataError
+        Naming the option.
+    """
+    for name, value in counts.items():
+        least = 0 if name == "seed" else 1
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise DataError(f"{name}: found {value!r}; wanted a whole number of at least {least}")
