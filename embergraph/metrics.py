@@ -21,18 +21,20 @@ from .network_scores import (
     as_matrices,
     aupr,
     best_f1,
-    deviation_correlation,
     edge_f1,
     edge_rate,
-    interval_coverage,
-    matched_archetype_error,
-    mixture_r2,
     pooled_aupr,
-    relative_weight_error,
     skeleton_aupr,
     structural_hamming_distance,
 )
 from .validation import listed
+from .weight_scores import (
+    deviation_correlation,
+    interval_coverage,
+    matched_archetype_error,
+    mixture_r2,
+    relative_weight_error,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -1,19 +1,17 @@
-"""Scores of networks against true ones, as functions of arrays: structure, weights, intervals, mixtures.
+"""Scores of the structure of networks against true ones, as functions of arrays.
 
 Networks are arrays (..., regulator, target), or DataArrays with these dims; leading dims broadcast, so that one network
-can be held against those of all cells. Structure is scored over all off-diagonal entries of all cells together.
+can be held against those of all cells. Only off-diagonal entries count.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xarray as xr
-from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from .models.parts.errors import DataError
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 #: True weights of at most this magnitude count as no edge.
 EDGE_THRESHOLD = 0.05
-_SIZE_CLASSES = (EDGE_THRESHOLD, 0.2, 0.5, 1.0, np.inf)
 
 
 def aupr(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHOLD) -> float:
@@ -47,7 +44,7 @@ def aupr(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHOLD)
         Between 0 and 1; chance is the share of true edges. Cells without true edges do not count; NaN if all are.
     """
     values, edges = _edges(score, truth, threshold)
-    return _mean(np.array([_average_precision(v, e) for v, e in zip(values, edges, strict=True) if e.any()]))
+    return mean_or_nan(np.array([_average_precision(v, e) for v, e in zip(values, edges, strict=True) if e.any()]))
 
 
 def pooled_aupr(score: Networks, truth: Networks, *, threshold: float = EDGE_THRESHOLD) -> float:
@@ -171,96 +168,6 @@ def structural_hamming_distance(
     return float(pairs.sum((-2, -1)).mean())
 
 
-def relative_weight_error(estimate: Networks, truth: Networks) -> float:
-    """Squared Frobenius error of the weights relative to the true weights, ||W_hat - W||^2 / ||W||^2, over all cells.
-
-    Parameters
-    ----------
-    estimate, truth
-        Weights, shape (..., p, p).
-
-    Returns
-    -------
-    float
-        0 is perfect, 1 is the empty graph; NaN if the truth is empty.
-    """
-    estimated, actual = np.broadcast_arrays(as_matrices(estimate), as_matrices(truth))
-    total = np.sum(actual**2)
-    return float(np.sum((estimated - actual) ** 2) / total) if total else float("nan")
-
-
-def deviation_correlation(estimate: Networks, truth: Networks) -> float:
-    """Correlation between estimated and true deviations of each cell's network from the mean network.
-
-    It shows how far the differences between cells are right.
-
-    Parameters
-    ----------
-    estimate, truth
-        Weights, shape (cell, p, p).
-
-    Returns
-    -------
-    float
-        Between -1 and 1; 0 if the estimated (or the true) networks do not differ between cells.
-    """
-    estimated, actual = np.broadcast_arrays(as_matrices(estimate), as_matrices(truth))
-    deviations = [(w - w.mean(axis=0)) * (np.ptp(w, axis=0) > 0) for w in (estimated, actual)]
-    norms = [float(np.linalg.norm(d)) for d in deviations]
-    if 0.0 in norms:
-        return 0.0
-    return float(np.sum(deviations[0] * deviations[1]) / (norms[0] * norms[1]))
-
-
-def interval_coverage(
-    lower: Networks, upper: Networks, truth: Networks, *, threshold: float = EDGE_THRESHOLD
-) -> xr.Dataset:
-    """Share of intervals that contain the truth, on true edges and on absent ones.
-
-    Parameters
-    ----------
-    lower, upper
-        Ends of the intervals, shape (..., p, p).
-    truth
-        True weights, shape (..., p, p).
-    threshold
-        True weights above this magnitude are edges.
-
-    Returns
-    -------
-    xr.Dataset
-        Along ``edges`` (``absent``, ``true``, and true edges by magnitude ``0.05-0.2``, ``0.2-0.5``, ``0.5-1``,
-        ``above 1``): ``coverage``, where an interval of an absent edge must contain 0; mean ``width``; and ``count``.
-        NaN where there is no such edge.
-
-    Raises
-    ------
-    DataError
-        If a lower end lies above its upper end.
-    """
-    low, high, actual = np.broadcast_arrays(as_matrices(lower), as_matrices(upper), as_matrices(truth))
-    off = ~np.eye(actual.shape[-1], dtype=bool)
-    low, high, actual = (w[..., off].ravel() for w in (low, high, actual))
-    if (low > high).any():
-        raise DataError(f"lower is above upper in {int((low > high).sum())} intervals; wanted lower <= upper")
-    size = np.abs(actual)
-    edge = size > threshold
-    wanted = np.where(edge, actual, 0.0)
-    inside = (low <= wanted) & (wanted <= high)
-    groups = {"absent": ~edge, "true": edge}
-    for start, stop in itertools.pairwise(_SIZE_CLASSES):
-        name = f"{start:g}-{stop:g}" if np.isfinite(stop) else f"above {start:g}"
-        groups[name] = edge & (size > start) & (size <= stop)
-    return xr.Dataset(
-        {
-            "coverage": ("edges", [_mean(inside[group]) for group in groups.values()]),
-            "width": ("edges", [_mean((high - low)[group]) for group in groups.values()]),
-            "count": ("edges", [int(group.sum()) for group in groups.values()]),
-        },
-        coords={"edges": list(groups)},
-    )
-
-
 def acyclic_share(weights: Networks, thresholds: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.3)) -> xr.DataArray:
     """Share of networks that are acyclic once weights up to a threshold are dropped.
 
@@ -279,47 +186,6 @@ def acyclic_share(weights: Networks, thresholds: Sequence[float] = (0.0, 0.05, 0
     matrices = torch.as_tensor(as_matrices(weights))
     shares = [float(is_acyclic(matrices.abs() > t).double().mean()) for t in thresholds]
     return xr.DataArray(shares, dims="threshold", coords={"threshold": list(thresholds)}, name="acyclic_share")
-
-
-def mixture_r2(true: Float[np.ndarray, "cell archetype"], estimated: Float[np.ndarray, "cell component"]) -> float:
-    """R^2 of the true mixture weights regressed on the estimated ones, which need no matching of archetypes.
-
-    Parameters
-    ----------
-    true, estimated
-        Mixture weights of the same cells; the numbers of archetypes may differ.
-
-    Returns
-    -------
-    float
-        Explained share of the variance, all true archetypes together; NaN if the truth does not vary.
-    """
-    centred = [np.asarray(z, dtype=np.float64) - np.mean(np.asarray(z), axis=0) for z in (true, estimated)]
-    coefficients = np.linalg.lstsq(centred[1], centred[0], rcond=1e-10)[0]
-    total = np.sum(centred[0] ** 2)
-    return float(1 - np.sum((centred[0] - centred[1] @ coefficients) ** 2) / total) if total else float("nan")
-
-
-def matched_archetype_error(true: Networks, estimated: Networks) -> float:
-    """Relative squared error of archetypes after the best matching (Hungarian), ||W_hat - W||^2 / ||W||^2.
-
-    True archetypes left without a partner count with their whole norm; surplus estimated ones are ignored.
-
-    Parameters
-    ----------
-    true, estimated
-        Weights, shape (archetype, p, p); the numbers of archetypes may differ.
-
-    Returns
-    -------
-    float
-        0 is perfect.
-    """
-    actual, found = as_matrices(true), as_matrices(estimated)
-    norms = np.sum(actual**2, axis=(1, 2))
-    cost = np.sum((actual[:, None] - found[None]) ** 2, axis=(2, 3)) - norms[:, None]
-    rows, columns = linear_sum_assignment(cost)
-    return float((norms.sum() + cost[rows, columns].sum()) / norms.sum())
 
 
 def as_matrices(weights: Networks) -> Float[np.ndarray, "*cell regulator target"]:
@@ -370,5 +236,6 @@ def _average_precision(score: Float[np.ndarray, " entry"], edge: Bool[np.ndarray
     return float(average_precision_score(edge, score)) if edge.any() else float("nan")
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_or_nan(values: np.ndarray) -> float:
+    """Mean of the values, NaN if there are none."""
     return float(values.mean()) if values.size else float("nan")

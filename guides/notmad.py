@@ -103,11 +103,9 @@ class NOTMADGuide(PyroModule):
             if name in model.encoder.hidden:
                 points[name] = value
                 continue
-            support = trace.nodes[name]["fn"].support
-            while isinstance(support, constraints.independent):
-                support = support.base_constraint
-            kind = next((k for k, known in SUPPORTS.items() if support is known or type(support) is type(known)), None)
+            kind = _kind(trace.nodes[name]["fn"].support)
             if kind is None:
+                support = trace.nodes[name]["fn"].support
                 raise SchemaError(
                     f"{name}: found a prior on {support}; wanted one on the real line or positive numbers"
                 )
@@ -165,6 +163,14 @@ class NOTMADGuide(PyroModule):
         points = {name: torch.zeros(shape) for name, shape in settings["points"].items()}
         weights = torch.ones(len(orders))
         return cls(orders, weights, locations, settings["supports"], points, has_order=settings["has_order"])
+
+
+def _kind(support: Any) -> str | None:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.real:
+        return "real"
+    return "positive" if getattr(support, "lower_bound", None) == 0 and not hasattr(support, "upper_bound") else None
 
 
 class _Strata(Messenger):

@@ -76,7 +76,8 @@ def mcmc(
     schema = schema_of(model, as_dataset(data), latent=latent, dims=dims)
     dataset = as_dataset(data, schema)
     inputs = to_inputs(schema, dataset, device=device)
-    chains, interrupted = [], False
+    interrupted = False
+    chains: list[Any] = []
     with isolated(seed, dtype=float_dtype(inputs)) as store:
         model, _, _ = make_pair(model, no_guide, inputs)
         with torch.no_grad(), pyro.poutine.block():

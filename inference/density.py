@@ -31,7 +31,7 @@ def per_draw(log_prob: Tensor, num_draws: int, nesting: int) -> Float[Tensor, " 
     """Sum the log probabilities of one site over everything but the axis of draws."""
     if log_prob.dim() <= nesting:
         return log_prob.sum().expand(num_draws)
-    return log_prob.flatten(1).sum(-1).expand(num_draws)
+    return log_prob.reshape(len(log_prob), -1).sum(-1).expand(num_draws)
 
 
 class LogDensity:
@@ -59,7 +59,7 @@ class LogDensity:
         self, model: Callable[..., Any], inputs: Mapping[str, Any], fixed: Mapping[str, Tensor] | None = None
     ) -> None:
         self.model, self.inputs, self.fixed = model, dict(inputs), dict(fixed or {})
-        with poutine.block(), torch.no_grad():
+        with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
             trace = poutine.trace(model).get_trace(**self.inputs)
         self.nesting = max_plate_nesting(trace)
         plates = {n: s["fn"].size for n, s in trace.nodes.items() if s["type"] == "sample" and is_plate(s)}

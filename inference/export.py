@@ -232,6 +232,8 @@ class _Namer:
 
     def __init__(self, schema: Schema, data: xr.Dataset, num_chains: int) -> None:
         self._schema, self._data, self._num_chains = schema, data, num_chains
+        # Only dims of the model's inputs lend their labels: the archetypes of a simulation's truth are not the model's.
+        self._known = {dim for spec in schema.inputs.values() for dim in spec.dims or ()}
 
     def dataset(self, sites: Mapping[str, Site], sampled: bool = True) -> xr.Dataset:
         """One Dataset of named variables, (chain, draw, plates, event dims) or without the first two."""
@@ -274,8 +276,8 @@ class _Namer:
 
     def _labels(self, dim: str, size: int) -> np.ndarray:
         source = self._schema.labels.get(dim, dim)
-        labels = self._schema.coords.get(source)
-        if labels is None and source in self._data.coords and self._data.sizes.get(source) == size:
+        labels: Any = self._schema.coords.get(source)
+        if labels is None and source in self._known and source in self._data.coords:
             labels = self._data[source].values
         if labels is None or len(labels) != size:
             return np.arange(size)

@@ -67,8 +67,21 @@ class Fit:
         self.training = dict(training or {})
         self._history = [list(map(float, h)) for h in history]
 
+    @property
+    def stored(self) -> StoredDraws:
+        """The stored draws of a fit that has them.
+
+        Raises
+        ------
+        SchemaError
+            If it has a guide instead.
+        """
+        if self.draws is None:
+            raise SchemaError("draws: found a fit with a guide; wanted one with stored draws, from a sampler")
+        return self.draws
+
     def __repr__(self) -> str:
-        source = name_of(self.guide) if self.guide is not None else "{} x {} draws".format(*self.draws.shape)
+        source = name_of(self.guide) if self.guide is not None else "{} x {} draws".format(*self.stored.shape)
         return f"{type(self).__name__}({name_of(self.model)}, {source}, {self.settings.get('routine', '?')})"
 
     @property

@@ -35,7 +35,8 @@ def as_dataset(data: DataLike, schema: Schema | None = None) -> xr.Dataset:
     if not isinstance(data, Mapping):
         raise DataError(f"data: found {type(data).__name__}; wanted an xarray Dataset or a mapping of names to arrays")
     variables: dict[str, Any] = {}
-    for name, value in data.items():
+    for key, value in data.items():
+        name = str(key)
         if isinstance(value, tuple | xr.DataArray):
             variables[name] = value
             continue

@@ -162,7 +162,8 @@ class _Climber:
         self.leaves = {name: starts[:, where].clone().requires_grad_() for name, where in slices.items()}
         groups = [{"params": [leaf], "lr": _rate_of(rates, name)} for name, leaf in self.leaves.items()]
         self.optimizer = torch.optim.Adam(groups)
-        self.cosines = [Cosine(group["lr"], min(final_learning_rate, group["lr"])) for group in groups]
+        starting = [_rate_of(rates, name) for name in slices]
+        self.cosines = [Cosine(rate, min(final_learning_rate, rate)) for rate in starting]
         self.good = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
         self.damping = starts.new_ones(len(starts), 1)
 

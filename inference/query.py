@@ -89,10 +89,10 @@ def posterior(
     inputs = to_inputs(fit.schema, dataset, device=fit.device)
     num_chains, extra = 1, {}
     with _inside(fit, inputs, seed):
-        if fit.draws is None:
+        if fit.guide is not None:
             result = guide_pass(fit.model, fit.guide, inputs, num_samples, predictive=predictive)
         else:
-            kept = fit.draws.thinned(num_samples)
+            kept = fit.stored.thinned(num_samples)
             num_chains, extra = kept.shape[0], kept.statistics
             result = _stored_pass(fit, kept.flat(), inputs, predictive=predictive)
         wanted = prior and fit.schema.normalised

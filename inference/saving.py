@@ -123,7 +123,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _describe(thing: Any) -> dict[str, Any]:
     name = name_of(thing)
-    settings = thing.settings() if REGISTERED.get(name) is type(thing) else None
+    known: Any = REGISTERED.get(name)
+    settings = thing.settings() if known is type(thing) else None
     return {"name": name, "settings": settings}
 
 

@@ -244,7 +244,7 @@ class NOTMAD(torch.nn.Module):
             noise = sigma.unsqueeze(-1) if self.noise == "equal" else sigma
             X_i = pyro.sample("expression", MixtureSEM(Z_i, W, b, noise), obs=X_i)  # (cell, gene)
         if self.acyclicity is not None and self.form == "relaxed":
-            self.punish_cycles(covariates, theta, W, b, noise)
+            self.punish_cycles(self.acyclicity, covariates, theta, W, b, noise)
         return X_i
 
     def sample_order(self) -> Int[Tensor, "*draw rank"] | None:
@@ -275,6 +275,7 @@ class NOTMAD(torch.nn.Module):
 
     def punish_cycles(
         self,
+        factor: AcyclicityFactor,
         covariates: Float[Tensor, "cell covariate"],
         theta: dict[str, Tensor],
         W: Float[Tensor, "*draw archetype regulator target"],
@@ -282,7 +283,7 @@ class NOTMAD(torch.nn.Module):
         noise: Float[Tensor, "*draw gene"],
     ) -> None:
         """Add the acyclicity factor of the relaxed form (eq. 3 of the paper; fact 4c of its bound for the union)."""
-        factor, n = self.acyclicity, covariates.shape[-2]
+        n = covariates.shape[-2]
         if factor.scope == "union":
             pyro.factor("acyclicity", -n * factor.weight * factor.h.of_squared(union_squared(W)))
             return

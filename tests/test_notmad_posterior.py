@@ -90,7 +90,9 @@ def test_nuts_agrees_with_the_plan() -> None:
     """Same model of one given order by Pyro's NUTS and by the plan; compared on what users read, the networks."""
     data = cells(80)
     model = NOTMAD.for_data(data, K, encoder="linear", order=ORDER, edge_prior=dist.Normal(0.0, 0.8))
-    planned = eg.fit(model, data, posterior="hmc", num_orders=4, num_steps=200, num_warmup=80, num_draws=150, progress=False)
+    planned = eg.fit(
+        model, data, posterior="hmc", num_orders=4, num_steps=200, num_warmup=80, num_draws=150, progress=False
+    )
     nuts = eg.mcmc(model, data, num_warmup=80, num_draws=120, max_tree_depth=5, progress=False, fit_class=eg.NOTMADFit)
     grid = np.linspace(-0.9, 0.9, 7)[:, None]
     one = planned.networks(grid, num_samples=600)

@@ -149,7 +149,7 @@ class Networks(Fit):
             table, _ = self._covariates(group)
             unique, counts = np.unique(table, axis=0, return_counts=True)
             share = torch.as_tensor(counts / counts.sum())
-            total, start = 0.0, 0
+            total, start = values["edges"].new_zeros(()), 0
             for W, _ in self._chunks(unique, values):
                 weight = share[start : start + W.shape[1]].to(W)
                 total = total + torch.einsum("snab,n->sab", W, weight)

@@ -134,7 +134,7 @@ def given_orders(
     """Density of the exact model given one order a row, and the vectors of `point` under each."""
     like = point.archetypes
     index = torch.as_tensor(orders, device=like.device)
-    fixed = {"order": index.unsqueeze(1)} if model.fixed_order is None else {}
+    fixed: Values = {"order": index.unsqueeze(1)} if model.fixed_order is None else {}
     density = LogDensity(model, inputs, fixed)
     upper = torch.triu_indices(model.num_genes, model.num_genes, 1, device=like.device)
     edges = torch.stack([like[:, o][:, :, o][:, upper[0], upper[1]] for o in index])
@@ -155,7 +155,7 @@ def joint_map(density: LogDensity, starts: Tensor, num_cells: int, *, num_steps:
 
 
 def find_order(
-    model: NOTMAD, inputs: Inputs, point: Point, *, num_rounds: int = 3, progress: bool = True
+    model: NOTMAD, inputs: Inputs, point: Point, *, num_rounds: int = 3, num_steps: int = 600, progress: bool = True
 ) -> tuple[Int[np.ndarray, " gene"], Point]:
     """Climb the collapsed score and refit the point in turns until the order stays."""
     expression = inputs["expression"].cpu().double().numpy()
@@ -168,7 +168,7 @@ def find_order(
             break
         order = climbed
         density, starts = given_orders(model, inputs, order[None], point)
-        found = joint_map(density, starts, n, num_steps=600, progress=progress)
+        found = joint_map(density, starts, n, num_steps=num_steps, progress=progress)
         point = point_of(model, density, found.points[found.best], inputs)
     return order, point
 

@@ -60,7 +60,7 @@ def num_orders(fit: NOTMADFit) -> int:
 
 def network_rhat(fit: NOTMADFit, cells: xr.Dataset) -> float:
     """Largest split R-hat of the entries of the networks of `cells`, each chain by itself, from all stored draws."""
-    shape = fit.draws.shape
+    shape = fit.stored.shape
     draws = fit.networks(cells, num_samples=math.prod(shape), draws=True)["draws"].values
     edges = ("chain", "draw", "cell", "regulator", "target")
     tree = xr.DataTree.from_dict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyro
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..guides.notmad import NOTMADGuide
 from ..inference import Fit, StoredDraws, register, svi
+from ..inference.copies import make_pair, no_guide
 from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
 from ..inference.messengers import isolated
-from ..inference.run import make_pair
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
 from . import _notmad_plan as plan
@@ -47,6 +47,7 @@ def fit_notmad(
     num_orders: int = 8,
     num_warmup: int = 200,
     num_draws: int = 400,
+    num_guide_steps: int = 800,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -68,11 +69,13 @@ def fit_notmad(
     posterior
         ``"hmc"``, ``"mean_field"``, or ``"auto"``: HMC up to 400 parameters and 5e5 parameters x cells.
     num_restarts, num_steps
-        Starts of stage 1 and their steps.
+        Starts of stage 1 and their steps; the refits given orders take at most as many.
     num_orders
         Orders drawn in stage 2; components (or chains) of the posterior.
     num_warmup, num_draws
         Steps of HMC and draws kept of each chain.
+    num_guide_steps
+        Steps of SVI of the mean-field guide.
     seed, device, progress
         As for `svi`.
 
@@ -96,15 +99,16 @@ def fit_notmad(
     check_centred(inputs["expression"])
     template = Template.of(model.schema, data)
     with isolated(seed) as store, pyro.validation_enabled(False):
-        model, _, _ = make_pair(model, lambda model: None, inputs)
-        job = _Plan(model, inputs, template, store, seed, progress)
+        copied, _, _ = make_pair(model, no_guide, inputs)
+        model = cast("NOTMAD", copied)
+        job = _Plan(model, inputs, template, store, seed, progress, num_steps)
         if model.form == "relaxed":
-            return job.point_estimate(num_restarts, num_steps)
-        orders, point, history = job.orders(num_restarts, num_steps, num_orders)
+            return job.point_estimate(num_restarts)
+        orders, point, history = job.orders(num_restarts, num_orders)
         density, starts = plan.given_orders(model, inputs, orders, point)
         if posterior == "hmc" or (posterior == "auto" and plan.prefers_hmc(density, len(inputs["expression"]))):
             return job.hmc(orders, density, starts, history, num_warmup, num_draws)
-        return job.mean_field(data, orders, point, history)
+        return job.mean_field(data, orders, point, num_guide_steps)
 
 
 def check_centred(expression: Tensor) -> None:
@@ -126,33 +130,40 @@ def check_centred(expression: Tensor) -> None:
 
 class _Plan:
     def __init__(
-        self, model: NOTMAD, inputs: dict[str, Tensor], template: Template, store: Any, seed: int, progress: bool
+        self,
+        model: NOTMAD,
+        inputs: dict[str, Tensor],
+        template: Template,
+        store: Any,
+        seed: int,
+        progress: bool,
+        num_steps: int,
     ) -> None:
         self.model, self.inputs, self.template = model, inputs, template
-        self.store, self.seed, self.progress = store, seed, progress
+        self.store, self.seed, self.progress, self.num_steps = store, seed, progress, num_steps
         self.num_cells = len(inputs["expression"])
 
-    def point_estimate(self, num_restarts: int, num_steps: int) -> NOTMADFit:
+    def point_estimate(self, num_restarts: int) -> NOTMADFit:
         density, found = plan.search(
-            self.model, self.inputs, num_restarts=num_restarts, num_steps=num_steps, progress=self.progress
+            self.model, self.inputs, num_restarts=num_restarts, num_steps=self.num_steps, progress=self.progress
         )
         point = plan.point_of(self.model, density, found.points[found.best], self.inputs)
         guide = AutoDelta(self.model, init_loc_fn=init_to_value(values=point.values))
         guide(**self.inputs)
         return self.fit(guide, None, found.history, "map", found)
 
-    def orders(
-        self, num_restarts: int, num_steps: int, num_orders: int
-    ) -> tuple[Int[np.ndarray, "draw gene"], plan.Point, Tensor]:
+    def orders(self, num_restarts: int, num_orders: int) -> tuple[Int[np.ndarray, "draw gene"], plan.Point, Tensor]:
         searched = plan.search_model(self.model, self.num_cells)
         density, found = plan.search(
-            searched, self.inputs, num_restarts=num_restarts, num_steps=num_steps, progress=self.progress
+            searched, self.inputs, num_restarts=num_restarts, num_steps=self.num_steps, progress=self.progress
         )
         point = plan.point_of(searched, density, found.points[found.best], self.inputs)
         self.found = found
         if self.model.fixed_order is not None:
             return self.model.fixed_order.cpu().numpy()[None].repeat(num_orders, 0), point, found.history
-        order, point = plan.find_order(self.model, self.inputs, point, progress=self.progress)
+        order, point = plan.find_order(
+            self.model, self.inputs, point, num_steps=min(600, self.num_steps), progress=self.progress
+        )
         orders = plan.draw_orders(
             self.model, self.inputs, order, point, num_orders=num_orders, seed=self.seed, progress=self.progress
         )
@@ -161,7 +172,9 @@ class _Plan:
     def hmc(
         self, orders: np.ndarray, density: Any, starts: Tensor, history: Tensor, num_warmup: int, num_draws: int
     ) -> NOTMADFit:
-        mode = plan.joint_map(density, starts, self.num_cells, num_steps=400, progress=self.progress)
+        mode = plan.joint_map(
+            density, starts, self.num_cells, num_steps=min(400, self.num_steps), progress=self.progress
+        )
         chains = plan.run_hmc(density, mode.points, num_warmup=num_warmup, num_draws=num_draws, progress=self.progress)
         flat = density.unpack(chains.draws.flatten(0, 1))
         values = {name: v.unflatten(0, chains.draws.shape[:2]) for name, v in flat.items()}
@@ -176,10 +189,12 @@ class _Plan:
         draws = StoredDraws({name: value.detach().contiguous() for name, value in values.items()}, statistics)
         return self.fit(None, draws, history, "order sampling + hmc", self.found, interrupted=chains.interrupted)
 
-    def mean_field(self, data: xr.Dataset, orders: np.ndarray, point: plan.Point, history: Tensor) -> NOTMADFit:
+    def mean_field(self, data: xr.Dataset, orders: np.ndarray, point: plan.Point, num_guide_steps: int) -> NOTMADFit:
         unique, counts = plan.distinct(orders)
         density, starts = plan.given_orders(self.model, self.inputs, unique, point)
-        mode = plan.joint_map(density, starts, self.num_cells, num_steps=400, progress=self.progress)
+        mode = plan.joint_map(
+            density, starts, self.num_cells, num_steps=min(400, self.num_steps), progress=self.progress
+        )
         values = {
             name: value.reshape(len(unique), *value.shape[value.dim() - density.event_dims[name] :])
             for name, value in density.unpack(mode.points).items()
@@ -188,11 +203,11 @@ class _Plan:
         guide = NOTMADGuide.around(
             self.model, torch.as_tensor(unique), torch.as_tensor(counts, dtype=like.dtype), values
         )
-        fit = svi(
+        fitted = svi(
             self.model,
             guide.to(like.device),
             data,
-            num_steps=800,
+            num_steps=num_guide_steps,
             batch_size=min(plan.BATCH[1], self.num_cells),
             learning_rate={"*scale*": 2e-2, "*": 5e-3},
             seed=self.seed,
@@ -200,6 +215,7 @@ class _Plan:
             progress=self.progress,
             fit_class=NOTMADFit,
         )
+        fit = cast("NOTMADFit", fitted)
         fit.settings |= self.facts("order sampling + mean field", self.found)
         return fit
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from .errors import LoadError
 from .priors import Prior, PriorLike
 from .sem import without_cell_axis
 
@@ -64,11 +65,13 @@ class Encoder(nn.Module, ABC):
         spread = 2 * covariates.std(0, correction=0)
         self.num_covariates = covariates.shape[1]
         self.register_buffer("location", covariates.mean(0))
-        self.register_buffer("spread", torch.where(spread > 0, spread, torch.full_like(spread, math.inf)))
+        constant = covariates.amax(0) == covariates.amin(0)  # whose spread need not be zero in floating point
+        self.register_buffer("spread", torch.where(constant, torch.full_like(spread, math.inf), spread))
         self.weight_prior = Prior(weight_prior or dist.Normal(0.0, 1.0))
         self.bias_prior = Prior(bias_prior or dist.Normal(0.0, 1.0))
         self.amplitude_prior = Prior(amplitude_prior or dist.Normal(0.0, 0.5))
         self.prepare(self.scaled(covariates))
+        self.double()  # priors too, whose numbers come in torch's default precision
 
     @abstractmethod
     def prepare(self, u: Float[Tensor, "cell covariate"]) -> None:
@@ -123,7 +126,15 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Encoder:
-        """Make an encoder of the described kind and sizes, whose buffers the saved state then fills."""
+        """Make an encoder of the described kind and sizes, whose buffers the saved state then fills.
+
+        Raises
+        ------
+        LoadError
+            If the kind is unknown.
+        """
+        if settings["encoder"] not in ENCODERS:
+            raise LoadError(f"encoder: found {settings['encoder']!r}; wanted one of {sorted(ENCODERS)}")
         encoder = ENCODERS[settings["encoder"]](torch.zeros(2, settings["num_covariates"]))
         for key, prior in settings["priors"].items():
             setattr(encoder, key, Prior.from_settings(prior))
@@ -131,7 +142,7 @@ class Encoder(nn.Module, ABC):
             owner, _, leaf = key.rpartition(".")
             module = encoder.get_submodule(owner)
             module.register_buffer(leaf, torch.zeros(shape, dtype=getattr(module, leaf).dtype))
-        return encoder
+        return encoder.double()
 
 
 class LinearEncoder(Encoder):

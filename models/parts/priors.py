@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from .distributions import SpikeSlab
 from .errors import DataError, LoadError
 
-PriorLike = TorchDistributionMixin | Callable[[tuple[int, ...]], TorchDistributionMixin]
+PriorLike: TypeAlias = TorchDistributionMixin | Callable[[tuple[int, ...]], TorchDistributionMixin]
 
 # The distributions that a settings file may name; nothing else is ever built from a file.
 NAMED: dict[str, Callable[..., Any]] = {
@@ -65,10 +65,10 @@ class Prior(nn.Module):
             self._names = _parameter_names(prior)
             for name in self._names:
                 self.register_buffer(name, torch.as_tensor(getattr(prior, name)).detach().clone())
-        elif callable(prior):
+        elif callable(prior) and not isinstance(prior, type):
             self._hierarchy = prior
         else:
-            raise DataError(f"prior: found {type(prior).__name__}; wanted a distribution or a callable")
+            raise DataError(f"prior: found {prior!r}; wanted a distribution (an instance) or a callable")
 
     def expand(self, shape: tuple[int, ...]) -> Any:
         """Independent copies of the prior over `shape`, as one event."""
