@@ -104,6 +104,8 @@ def svi(
         If data and model do not belong together, or minibatches are not possible.
     DataError
         If an option is out of range.
+    LoadError
+        If the checkpoint is of another run, or no checkpoint.
     NumericalError
         If loss or gradient of every restart left the finite numbers; names step and site, and carries the last good
         state as ``error.fit``.
@@ -120,7 +122,7 @@ def svi(
     settings = {
         "routine": "svi", "num_steps": num_steps, "num_restarts": num_restarts, "seed": seed, **options.settings(),
     }  # fmt: skip
-    identity = {"model": name_of(model), "guide": name_of(guide), "data": fingerprint(inputs)}
+    identity = {"model": name_of(model), "guide": name_of(guide), "data": fingerprint(inputs) if checkpoint else ""}
     saved = Checkpoint(checkpoint, settings | identity, checkpoint_every)
     seeds = [int(np.random.SeedSequence([seed, r]).generate_state(1)[0]) for r in range(num_restarts)]
 

@@ -233,7 +233,7 @@ class _Namer:
     def __init__(self, schema: Schema, data: xr.Dataset, num_chains: int) -> None:
         self._schema, self._data, self._num_chains = schema, data, num_chains
         # Only dims of the model's inputs lend their labels: the archetypes of a simulation's truth are not the model's.
-        self._known = {dim for spec in schema.inputs.values() for dim in spec.dims or ()}
+        self._known = {dim for spec in schema.inputs.values() for dim in spec.dims}
 
     def dataset(self, sites: Mapping[str, Site], sampled: bool = True) -> xr.Dataset:
         """One Dataset of named variables, (chain, draw, plates, event dims) or without the first two."""

@@ -41,9 +41,10 @@ def as_dataset(data: DataLike, schema: Schema | None = None) -> xr.Dataset:
             variables[name] = value
             continue
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-        declared = schema.inputs[name].dims if schema is not None and name in schema.inputs else None
-        fits = declared is not None and len(declared) == array.ndim
-        variables[name] = (declared if fits else tuple(auto_dim(name, i) for i in range(array.ndim)), array)
+        dims = tuple(auto_dim(name, i) for i in range(array.ndim))
+        if schema is not None and name in schema.inputs and len(schema.inputs[name].dims) == array.ndim:
+            dims = schema.inputs[name].dims
+        variables[name] = (dims, array)
     try:
         return xr.Dataset(variables)
     except (ValueError, TypeError) as error:
@@ -107,7 +108,7 @@ def to_inputs(
 
 
 def _tensor(name: str, variable: xr.DataArray, spec: Input, device: torch.device | str | None) -> Tensor:
-    if spec.dims is not None and tuple(variable.dims) != spec.dims:
+    if tuple(variable.dims) != spec.dims:
         raise SchemaError(f"{name}: found dims {tuple(variable.dims)}; wanted {spec.dims}")
     kind = kind_of(variable)
     if spec.kind != kind and not (spec.kind == "float" and kind == "int"):

@@ -66,7 +66,7 @@ def schema_of(
     for name, tensor in tensors.items():
         site = _site_scored_on(trace, tensor)
         if site is not None:
-            own = _dims_with_plates(name, inputs[name].dims or (), site)
+            own = _dims_with_plates(name, inputs[name].dims, site)
             inputs[name] = Input(own, inputs[name].kind, observed=True)
             plate = plate or next(iter(own), None)
     frames = [frame for site in observed_sites(trace).values() for _, frame in sorted(plates_of(site).items())]
@@ -74,7 +74,7 @@ def schema_of(
     for name, spec in inputs.items():
         if spec.dims and spec.dims[0] == auto_dim(name, 0) and len(tensors[name]) == _plate_sizes(trace).get(plate):
             inputs[name] = Input((plate, *spec.dims[1:]), spec.kind, spec.observed)
-        check_dims(inputs[name].dims or ())
+        check_dims(inputs[name].dims)
     return Schema(inputs=inputs, site_dims=dict(dims or {}), plate=plate)
 
 

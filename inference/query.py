@@ -56,7 +56,7 @@ def checked(fit: Fit, data: DataLike, *, observed: bool = True) -> xr.Dataset:
             if dim != fit.schema.plate and dim in dataset[name].dims:
                 _check_labels(fit, name, dim, size, dataset)
         if dataset[name].dtype.kind == "f":
-            precision[name] = dataset[name].astype(dtype)
+            precision[name] = dataset[name].variable.astype(dtype)
     mark, found = fit.template.attrs.get("standardized"), dataset.attrs.get("standardized")
     if mark != found:
         raise SchemaError(f"data: found standardized={found!r}; wanted {mark!r} as in the fit")

@@ -188,8 +188,7 @@ def _fill_parameters(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) ->
 
 def _schema(saved: Mapping[str, Any]) -> Schema:
     inputs = {
-        name: Input(None if spec["dims"] is None else tuple(spec["dims"]), spec["kind"], spec["observed"])
-        for name, spec in saved["inputs"].items()
+        name: Input(tuple(spec["dims"]), spec["kind"], spec["observed"]) for name, spec in saved["inputs"].items()
     }
     site_dims = {name: tuple(dims) for name, dims in saved["site_dims"].items()}
     rest = {key: saved[key] for key in ("normalised", "plate", "labels", "coords")}

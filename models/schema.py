@@ -16,14 +16,14 @@ class Input:
     Attributes
     ----------
     dims
-        Named dims, in the order of the tensor's axes; None takes the Dataset's dims as they come.
+        Named dims, in the order of the tensor's axes.
     kind
         What the numbers are; floats keep their precision, integers become int64.
     observed
         Whether this is what the model explains. An observed input given as None is drawn by the model.
     """
 
-    dims: tuple[str, ...] | None
+    dims: tuple[str, ...]
     kind: Kind = "float"
     observed: bool = False
 

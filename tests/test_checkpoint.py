@@ -186,6 +186,26 @@ def test_resume_needs_an_optimiser_and_its_options():
         fit.resume(DATA, 2, progress=False)
 
 
+def test_a_resumed_run_can_be_interrupted_and_can_fail():
+    fit = svi(Weighted(breaks_after=8), guide, DATA, num_steps=5, progress=False)
+    with pytest.raises(
+        NumericalError, match="step 9: the loss is nan, at site 'pull'|step 9: the loss is nan"
+    ) as caught:
+        fit.resume(DATA, 10, progress=False)
+    assert caught.value.fit.settings["steps_done"] == 8
+    assert np.isfinite(caught.value.fit.posterior(DATA, 5)["posterior"]["mean"]).all()
+
+    def stop(done):
+        if done > 0.7:
+            raise KeyboardInterrupt
+        return 1.0
+
+    fit = svi(Weighted(), guide, DATA, num_steps=5, progress=False)
+    cut = fit.resume(DATA, 5, options=Options(schedules={"learning_rate": stop}), progress=False)
+    assert cut.settings["interrupted"] is True
+    assert cut.settings["steps_done"] == 8
+
+
 def test_convergence_rule_stops_at_the_end_of_a_window():
     options = {"num_steps": 2000, "learning_rate": 0.05, "window": 50, "progress": False}
     fit = svi(Weighted(), guide, DATA, tolerance=1e-3, **options)

@@ -160,6 +160,17 @@ def test_attributes_that_netcdf_cannot_hold():
     assert all(type(v) in (int, float, str) for v in found.values())
 
 
+def test_labels_of_every_kind_become_text_or_numbers(fit, tmp_path):
+    times = pd.date_range("2026-01-01", periods=12)
+    pairs = pd.MultiIndex.from_product([["a", "b"], range(6)], names=("plate", "well"))
+    for labels in (times, pairs, [True] * 6 + [False] * 6, [1, "x", *range(10)]):
+        cells = xr.Coordinates.from_pandas_multiindex(pairs, "cell") if labels is pairs else {"cell": labels}
+        data = DATA.drop_vars(["cell", "batch"]).assign_coords(cells)
+        fit.posterior(data, 2, prior=False).to_netcdf(tmp_path / f"{id(labels)}.nc", engine="h5netcdf")
+        with xr.open_datatree(tmp_path / f"{id(labels)}.nc", engine="h5netcdf") as tree:
+            assert tree["log_likelihood"]["cell"].shape == (12,)
+
+
 def test_arviz_works_on_it(tree):
     data = to_arviz(tree)
     table = az.summary(data, kind="stats", var_names=["scale", "loading"])
@@ -173,6 +184,10 @@ def test_arviz_works_on_it(tree):
     az.plot_forest(data, var_names=["shift"])
     az.plot_ppc(data)  # needs observed data and predictions of one name
     plt.close("all")
+
+
+def test_a_fit_hands_over_to_arviz(fit):
+    assert az.summary(fit.to_arviz(DATA, 10, prior=False), kind="stats", var_names="scale").shape[0] == 1
 
 
 def test_newer_arviz_takes_the_tree_itself(tree, monkeypatch):

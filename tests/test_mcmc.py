@@ -113,6 +113,24 @@ def test_start_is_where_chains_start():
     assert (near.flatten() - torch.tensor(start["w"])).norm() > 4
 
 
+def test_parameters_of_modules_stay_where_they_are():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x, y):
+            pyro.module("scaled", self)
+            w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with pyro.plate("cell", len(x), dim=-1):
+                pyro.sample("y_obs", dist.Normal(self.factor * (x * w).sum(-1), 1.0), obs=y)
+
+    model = Scaled()
+    fit = mcmc(model, DATA, **QUICK)
+    assert fit.model.factor.item() == model.factor.item() == 2.0
+    assert fit.posterior(DATA)["posterior"].sizes["draw"] == 5
+
+
 def test_same_seed_same_bits_and_nothing_left_behind():
     state = torch.get_rng_state()
     draws = [mcmc(regression, DATA, seed=seed, **QUICK).draws.values["w"] for seed in (3, 3, 4)]
