@@ -224,7 +224,7 @@ def _constant_data(data: xr.Dataset, schema: Schema) -> xr.Dataset:
 def plain_labels(values: Any) -> np.ndarray:
     """Labels as netCDF can hold them: numbers stay, everything else becomes text."""
     array = np.asarray(values)
-    return array if array.dtype.kind in "iuf" else np.asarray(values, dtype=str)
+    return array if array.dtype.kind in "iuf" else np.array([str(value) for value in array])
 
 
 class _Namer:

@@ -188,9 +188,7 @@ def test_resume_needs_an_optimiser_and_its_options():
 
 def test_a_resumed_run_can_be_interrupted_and_can_fail():
     fit = svi(Weighted(breaks_after=8), guide, DATA, num_steps=5, progress=False)
-    with pytest.raises(
-        NumericalError, match="step 9: the loss is nan, at site 'pull'|step 9: the loss is nan"
-    ) as caught:
+    with pytest.raises(NumericalError, match="step 9: the loss is nan") as caught:
         fit.resume(DATA, 10, progress=False)
     assert caught.value.fit.settings["steps_done"] == 8
     assert np.isfinite(caught.value.fit.posterior(DATA, 5)["posterior"]["mean"]).all()
