@@ -319,3 +319,32 @@ def test_bad_questions(mean_field: Any) -> None:
         eg.fit(fit.model, test, posterior="exact")
     with pytest.raises(eg.SchemaError, match="wanted one of"):
         eg.fit(lambda x: x, test)
+
+
+@pytest.mark.parametrize("stage", ["search", "orders", "hmc"])
+def test_ctrl_c_returns_what_is_fitted(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    train, test = simulation(0, num_cells=120)
+    if stage == "search":
+        calls = iter(range(100))
+        monkeypatch.setattr(
+            "embergraph.inference.maximum._gradient", lambda leaf: stop() if next(calls) > 40 else leaf.grad
+        )
+    else:
+        monkeypatch.setattr(f"embergraph.methods._notmad_plan.{'climb' if stage == 'orders' else 'whitened_hmc'}", stop)
+    fit = eg.fit(NOTMAD.for_data(train, 2), train, posterior="hmc", **QUICK | {"num_steps": 60})
+    monkeypatch.undo()
+    assert fit.settings["interrupted"]
+    assert fit.settings["routine"] == "map"
+    networks = fit.networks(test)
+    assert networks.attrs["point_estimate"] == 1
+    assert np.isfinite(networks["network"]).all()
+
+
+@pytest.mark.parametrize("name", ["num_restarts", "num_steps", "num_orders", "num_draws", "num_guide_steps"])
+def test_counts_must_be_counts(name: str) -> None:
+    train, _ = simulation(0, num_cells=40)
+    with pytest.raises(eg.DataError, match=name):
+        eg.fit(NOTMAD.for_data(train, 2), train, **QUICK | {name: 0})

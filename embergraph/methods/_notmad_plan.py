@@ -148,10 +148,13 @@ def joint_map(density: LogDensity, starts: Tensor, num_cells: int, *, num_steps:
 
     The joint mode over amplitude and weights is not a typical point: both shrink together.
     """
-    return maximize(
+    found = maximize(
         density, starts, num_steps=num_steps, learning_rate=GIVEN_ORDER_RATES, scale=float(num_cells), batch=BATCH,
         progress=progress, label="MAP given orders",
     )  # fmt: skip
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return found
 
 
 def find_order(

@@ -16,6 +16,7 @@ from ..inference import Fit, StoredDraws, register, svi
 from ..inference.copies import make_pair, no_guide
 from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
 from ..inference.messengers import isolated
+from ..inference.options import check_counts
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
 from . import _notmad_plan as plan
@@ -82,7 +83,8 @@ def fit_notmad(
     Returns
     -------
     NOTMADFit
-        Stored draws (HMC), a mixture guide (mean field) or a point (relaxed model).
+        Stored draws (HMC), a mixture guide (mean field) or a point (relaxed model). After Ctrl-C: the point of stage 1,
+        the guide as trained so far or the draws so far, with ``fit.settings["interrupted"]``.
 
     Raises
     ------
@@ -93,6 +95,10 @@ def fit_notmad(
     NumericalError
         If no start ends at finite numbers.
     """
+    check_counts(
+        num_restarts=num_restarts, num_steps=num_steps, num_orders=num_orders, num_warmup=num_warmup,
+        num_draws=num_draws, num_guide_steps=num_guide_steps,
+    )  # fmt: skip
     if posterior not in ("auto", "hmc", "mean_field"):
         raise DataError(f"posterior: found {posterior!r}; wanted 'auto', 'hmc' or 'mean_field'")
     inputs = to_inputs(model.schema, data, device=device)
@@ -102,13 +108,17 @@ def fit_notmad(
         copied, _, _ = make_pair(model, no_guide, inputs)
         model = cast("NOTMAD", copied)
         job = _Plan(model, inputs, template, store, seed, progress, num_steps)
-        if model.form == "relaxed":
-            return job.point_estimate(num_restarts)
-        orders, point, history = job.orders(num_restarts, num_orders)
-        density, starts = plan.given_orders(model, inputs, orders, point)
-        if posterior == "hmc" or (posterior == "auto" and plan.prefers_hmc(density, len(inputs["expression"]))):
-            return job.hmc(orders, density, starts, history, num_warmup, num_draws)
-        return job.mean_field(data, orders, point, num_guide_steps)
+        job.search(num_restarts)
+        if model.form == "relaxed" or job.found.interrupted:
+            return job.point_estimate()
+        try:
+            orders, point = job.orders(num_orders)
+            density, starts = plan.given_orders(model, inputs, orders, point)
+            if posterior == "hmc" or (posterior == "auto" and plan.prefers_hmc(density, job.num_cells)):
+                return job.hmc(orders, density, starts, num_warmup, num_draws)
+            return job.mean_field(data, orders, point, num_guide_steps)
+        except KeyboardInterrupt:
+            return job.point_estimate(interrupted=True)
 
 
 def check_centred(expression: Tensor) -> None:
@@ -143,35 +153,34 @@ class _Plan:
         self.store, self.seed, self.progress, self.num_steps = store, seed, progress, num_steps
         self.num_cells = len(inputs["expression"])
 
-    def point_estimate(self, num_restarts: int) -> NOTMADFit:
-        density, found = plan.search(
-            self.model, self.inputs, num_restarts=num_restarts, num_steps=self.num_steps, progress=self.progress
+    def search(self, num_restarts: int) -> None:
+        """Stage 1, on the model itself if it is relaxed."""
+        relaxed = self.model.form == "relaxed"
+        self.searched = self.model if relaxed else plan.search_model(self.model, self.num_cells)
+        self.density, self.found = plan.search(
+            self.searched, self.inputs, num_restarts=num_restarts, num_steps=self.num_steps, progress=self.progress
         )
-        point = plan.point_of(self.model, density, found.points[found.best], self.inputs)
-        guide = AutoDelta(self.model, init_loc_fn=init_to_value(values=point.values))
-        guide(**self.inputs)
-        return self.fit(guide, None, found.history, "map", found)
+        self.point = plan.point_of(self.searched, self.density, self.found.points[self.found.best], self.inputs)
 
-    def orders(self, num_restarts: int, num_orders: int) -> tuple[Int[np.ndarray, "draw gene"], plan.Point, Tensor]:
-        searched = plan.search_model(self.model, self.num_cells)
-        density, found = plan.search(
-            searched, self.inputs, num_restarts=num_restarts, num_steps=self.num_steps, progress=self.progress
-        )
-        point = plan.point_of(searched, density, found.points[found.best], self.inputs)
-        self.found = found
+    def point_estimate(self, interrupted: bool = False) -> NOTMADFit:
+        """The result of stage 1: a relaxed model and a point."""
+        guide = AutoDelta(self.searched, init_loc_fn=init_to_value(values=self.point.values))
+        guide(**self.inputs)
+        return self.fit(self.searched, guide, None, "map", interrupted=interrupted or self.found.interrupted)
+
+    def orders(self, num_orders: int) -> tuple[Int[np.ndarray, "draw gene"], plan.Point]:
+        """Stage 2."""
         if self.model.fixed_order is not None:
-            return self.model.fixed_order.cpu().numpy()[None].repeat(num_orders, 0), point, found.history
+            return self.model.fixed_order.cpu().numpy()[None].repeat(num_orders, 0), self.point
         order, point = plan.find_order(
-            self.model, self.inputs, point, num_steps=min(600, self.num_steps), progress=self.progress
+            self.model, self.inputs, self.point, num_steps=min(600, self.num_steps), progress=self.progress
         )
         orders = plan.draw_orders(
             self.model, self.inputs, order, point, num_orders=num_orders, seed=self.seed, progress=self.progress
         )
-        return orders, point, found.history
+        return orders, point
 
-    def hmc(
-        self, orders: np.ndarray, density: Any, starts: Tensor, history: Tensor, num_warmup: int, num_draws: int
-    ) -> NOTMADFit:
+    def hmc(self, orders: np.ndarray, density: Any, starts: Tensor, num_warmup: int, num_draws: int) -> NOTMADFit:
         mode = plan.joint_map(
             density, starts, self.num_cells, num_steps=min(400, self.num_steps), progress=self.progress
         )
@@ -187,7 +196,7 @@ class _Plan:
             "divergences": np.tile(chains.divergences.cpu().numpy()[:, None] / shape[1], shape),
         }
         draws = StoredDraws({name: value.detach().contiguous() for name, value in values.items()}, statistics)
-        return self.fit(None, draws, history, "order sampling + hmc", self.found, interrupted=chains.interrupted)
+        return self.fit(self.model, None, draws, "order sampling + hmc", interrupted=chains.interrupted)
 
     def mean_field(self, data: xr.Dataset, orders: np.ndarray, point: plan.Point, num_guide_steps: int) -> NOTMADFit:
         unique, counts = plan.distinct(orders)
@@ -216,26 +225,21 @@ class _Plan:
             fit_class=NOTMADFit,
         )
         fit = cast("NOTMADFit", fitted)
-        fit.settings |= self.facts("order sampling + mean field", self.found)
+        fit.settings |= self.facts("order sampling + mean field")
         return fit
 
     def fit(
-        self, guide: Any, draws: StoredDraws | None, history: Tensor, routine: str, found: Any, **extra: Any
+        self, model: NOTMAD, guide: Any, draws: StoredDraws | None, routine: str, *, interrupted: bool
     ) -> NOTMADFit:
-        losses = (-history.T).cpu().tolist()
-        settings = {**self.facts(routine, found), "interrupted": found.interrupted, **extra}
+        losses = (-self.found.history.T).cpu().tolist()
+        settings = {**self.facts(routine), "interrupted": interrupted}
         return NOTMADFit(
-            self.model, guide, self.model.schema, self.template, draws=draws, history=losses, settings=settings,
-            store=self.store,
-        )  # fmt: skip
+            model, guide, model.schema, self.template, draws=draws, history=losses, settings=settings, store=self.store
+        )
 
-    def facts(self, routine: str, found: Any) -> dict[str, Any]:
-        return {
-            "routine": routine,
-            "seed": self.seed,
-            "num_restarts": len(found.log_density),
-            "search_losses": (-found.log_density).cpu().tolist(),
-        }
+    def facts(self, routine: str) -> dict[str, Any]:
+        losses = (-self.found.log_density).cpu().tolist()
+        return {"routine": routine, "seed": self.seed, "num_restarts": len(losses), "search_losses": losses}
 
 
 register(NOTMADFit)
