@@ -215,6 +215,7 @@ def test_convergence_rule_stops_at_the_end_of_a_window():
     gains = -np.diff(means) / np.maximum(1, np.abs(means[1:]))
     assert gains[-1] < 1e-3
     assert (gains[:-1] >= 1e-3).all()
+    assert fit.resume(DATA, 3, progress=False).settings["converged"] is False
 
 
 def test_rates_by_pattern_first_match_counts():

@@ -19,9 +19,9 @@ from embergraph.models.parts.priors import NAMED
 DOUBLE = {"dtype": torch.double}
 RNG = np.random.default_rng(0)
 N, K = 60, 3
-# two smooth columns on scales far apart, an indicator, a constant that is not exact in floating point
+# two smooth columns on scales far apart, an indicator, a constant
 C = torch.tensor(
-    np.column_stack([RNG.normal(5.0, 2.0, N), 1e4 * RNG.uniform(size=N), RNG.integers(0, 2, N), np.full(N, 0.1)])
+    np.column_stack([RNG.normal(5.0, 2.0, N), 1e4 * RNG.uniform(size=N), RNG.integers(0, 2, N), np.full(N, 0.7)])
 )
 
 
@@ -49,6 +49,15 @@ def test_every_column_reaches_the_logits_and_a_constant_one_does_not(name):
     moved = C + torch.tensor([0.0, 0.0, 0.0, 7.0])  # another constant in new cells says nothing that was learnt
     weights = drawn(encoder)
     assert torch.equal(encoder(moved, weights), encoder(C, weights))
+
+
+def test_a_constant_whose_spread_is_not_zero_in_floating_point():
+    constant = torch.full((60, 1), 0.7, **DOUBLE)
+    assert constant.std(0, correction=0) > 0
+    for name in ENCODERS:
+        encoder = ENCODERS[name](constant)
+        features = encoder.features(torch.tensor([[0.7], [5.0]], **DOUBLE), drawn(encoder))
+        assert torch.equal(features[0], features[1])
 
 
 @pytest.mark.parametrize("name", ENCODERS)

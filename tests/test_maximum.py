@@ -138,6 +138,18 @@ def test_a_restart_that_leaves_the_domain_goes_back_and_the_others_do_not_notice
     assert both.best == 0
 
 
+def test_going_back_stops_the_momentum_of_that_restart_alone():
+    density = LogDensity(Model(wall=1.0), {})
+    climber = _Climber(density, torch.tensor([[0.5, 0.0], [0.9, 0.0]], **DOUBLE), 0.2, 1e-4, {}, 1.0)
+    for _ in range(2):
+        climber.step(density(climber.points(), jacobian=False), 0.0)
+    momentum = climber.optimizer.state[climber.leaves["slope"]]["exp_avg"].squeeze()
+    assert momentum[0] != 0
+    assert momentum[1] == 0
+    assert climber.damping.squeeze().tolist() == [1.0, 0.5]
+    assert climber.leaves["slope"].squeeze().tolist()[1] == 0.9
+
+
 def test_a_last_step_out_of_the_domain_is_taken_back():
     start = torch.tensor([[1.15, 0.0]], **DOUBLE)
     found = maximize(LogDensity(Model(wall=1.2), {}), start, num_steps=1, learning_rate=0.1, progress=False)
