@@ -39,7 +39,9 @@ def to_networkx(networks: xr.Dataset | xr.DataArray, *, cell: object = None, thr
         if cell is None and dataset.sizes["cell"] > 1:
             raise DataError(f"cell: found none named among {dataset.sizes['cell']} cells; wanted a label of 'cell'")
         if cell is not None and cell not in set(dataset["cell"].values.tolist()):
-            raise DataError(f"cell: found {cell!r}; wanted a label of 'cell', such as {dataset['cell'].values[0]!r}")
+            raise DataError(
+                f"cell: found {cell!r}; wanted a label of 'cell', such as {dataset['cell'].values.tolist()[0]!r}"
+            )
         dataset = dataset.isel(cell=0) if cell is None else dataset.sel(cell=cell)
     if set(dataset["network"].dims) != {"regulator", "target"}:
         raise DataError(f"network: found dims {dataset['network'].dims}; wanted (regulator, target)")

@@ -140,8 +140,9 @@ class NOTMAD(torch.nn.Module):
         acyclicity: AcyclicityFactor | None = None,
     ) -> None:
         super().__init__()
-        if num_genes < 2 or num_archetypes < 1:
-            raise DataError(f"NOTMAD: found {num_genes} genes and {num_archetypes} archetypes; wanted at least 2 and 1")
+        for name, value, least in (("num_genes", num_genes, 2), ("num_archetypes", num_archetypes, 1)):
+            if not isinstance(value, int) or value < least:
+                raise DataError(f"{name}: found {value!r}; wanted a whole number of at least {least}")
         if noise not in ("equal", "free"):
             raise DataError(f"noise: found {noise!r}; wanted 'equal' or 'free'")
         self.num_genes, self.num_archetypes, self.noise = num_genes, num_archetypes, noise
@@ -158,6 +159,9 @@ class NOTMAD(torch.nn.Module):
                 raise DataError(f"order: found {list(order)}; wanted each of 0..{num_genes - 1} once")
         elif order not in (None, "uniform"):
             raise DataError(f"order: found {order!r}; wanted 'uniform', a list of gene indices, or None")
+        self.edge_prior.check("edge_prior", (num_archetypes, self.num_edges))
+        self.intercept_prior.check("intercept_prior", (num_archetypes, num_genes))
+        self.noise_prior.check("noise_prior", () if noise == "equal" else (num_genes,), positive=True)
 
     @classmethod
     def for_data(
@@ -181,6 +185,8 @@ class NOTMAD(torch.nn.Module):
         DataError
             If a variable is missing or the encoder is unknown.
         """
+        if not isinstance(data, xr.Dataset):
+            raise DataError(f"data: found {type(data).__name__}; wanted a Dataset, as from_dataframes makes it")
         for name in ("expression", "covariates"):
             if name not in data:
                 raise DataError(

@@ -236,8 +236,8 @@ def test_other_encoders_fit_and_save(encoder: str, num_steps: int, tmp_path: Pat
 
 def test_a_changed_prior_changes_the_posterior() -> None:
     def laplace_with_learned_scale(shape: tuple[int, ...]) -> Any:
-        tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(0.3, dtype=torch.double)))
-        return dist.Laplace(torch.zeros((), dtype=torch.double), tau[..., None, None])
+        tau = pyro.sample("tau", dist.HalfCauchy(0.3))
+        return dist.Laplace(0.0, tau[..., None, None])
 
     train, test = simulation(0, num_cells=200, num_genes=4)
     priors = {"default": None, "tight": dist.Normal(0.0, 0.02), "learned": laplace_with_learned_scale}
@@ -309,6 +309,10 @@ def test_bad_questions(mean_field: Any) -> None:
     fit, _, test = mean_field
     with pytest.raises(eg.DataError, match="interval"):
         fit.networks(test, interval=90)
+    with pytest.raises(eg.DataError, match="no cells"):
+        fit.contrast(test.isel(cell=[]), test)
+    with pytest.raises(eg.DataError, match="gene: found"):
+        fit.networks(test.assign_coords(gene=["a", "b", "c", "d"]))
     with pytest.raises(eg.DataError, match="wanted 2"):
         fit.networks(np.zeros((3, 5)))
     with pytest.raises(eg.DataError, match="NaN"):

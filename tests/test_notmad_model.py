@@ -225,7 +225,10 @@ def test_settings_rebuild_the_model(encoder: str) -> None:
         ({"order": "random"}, "order: found 'random'"),
         ({"noise": "both"}, "noise: found 'both'"),
         ({"encoder": "cnn"}, "encoder: found 'cnn'"),
-        ({"num_archetypes": 0}, "0 archetypes"),
+        ({"num_archetypes": 0}, "num_archetypes: found 0"),
+        ({"num_archetypes": 2.5}, "num_archetypes: found 2.5"),
+        ({"noise_prior": dist.Normal(0.0, 1.0)}, "noise_prior: found a prior on"),
+        ({"edge_prior": dist.Laplace(torch.zeros(7), 1.0)}, "edge_prior: found a prior that does not expand"),
     ],
 )
 def test_bad_options(options: dict[str, Any], words: str) -> None:

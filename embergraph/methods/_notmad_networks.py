@@ -219,7 +219,9 @@ class Networks(Fit):
         if hasattr(given, "columns") and hasattr(given, "to_numpy"):
             missing = [name for name in names or () if name not in set(given.columns)]
             if missing:
-                raise DataError(f"covariates: found columns {list(given.columns)}; wanted {missing} among them")
+                raise DataError(
+                    f"covariates: found columns {list(map(str, given.columns))}; wanted {missing} among them"
+                )
             frame = given[names] if names else given
             given = xr.Dataset(
                 {"covariates": (("cell", "covariate"), frame.to_numpy(float))},
@@ -230,11 +232,16 @@ class Networks(Fit):
         if "covariates" not in given or given["covariates"].dims != ("cell", "covariate"):
             raise DataError(f"covariates: found {dict(given.sizes)}; wanted a variable covariates (cell, covariate)")
         table = given["covariates"]
+        if table.sizes["cell"] == 0:
+            raise DataError("covariates: found no cells; wanted at least one")
+        genes = self.template.coords.get("gene")
+        if genes and "gene" in given.coords and given["gene"].values.tolist() != genes:
+            raise DataError(f"gene: found {given['gene'].values.tolist()[:5]}...; wanted {genes[:5]}... as in the fit")
         wanted = self.template.variables["covariates"][1][1]
         if table.sizes["covariate"] != wanted:
-            raise DataError(f"covariates: found {table.sizes['covariate']} columns; wanted {wanted} as in the fit")
+            raise DataError(f"covariates: found {table.sizes['covariate']} columns; wanted {wanted}: {names}")
         if names and "covariate" in table.coords and list(table["covariate"].values) != names:
-            raise DataError(f"covariates: found columns {list(table['covariate'].values)}; wanted {names}")
+            raise DataError(f"covariates: found columns {table['covariate'].values.tolist()}; wanted {names}")
         if not np.isfinite(table.values).all():
             raise DataError("covariates: found NaN or infinite values; wanted finite numbers")
         cells = table["cell"].values if "cell" in table.coords else np.arange(table.sizes["cell"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..guides.notmad import NOTMADGuide
 from ..inference import Fit, StoredDraws, register, svi
-from ..inference.copies import make_pair, no_guide
+from ..inference.copies import float_dtype, make_pair, no_guide
 from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
 from ..inference.messengers import isolated
 from ..inference.options import check_counts
@@ -104,7 +104,7 @@ def fit_notmad(
     inputs = to_inputs(model.schema, data, device=device)
     check_centred(inputs["expression"])
     template = Template.of(model.schema, data)
-    with isolated(seed) as store, pyro.validation_enabled(False):
+    with isolated(seed, dtype=float_dtype(inputs)) as store, pyro.validation_enabled(False):
         copied, _, _ = make_pair(model, no_guide, inputs)
         model = cast("NOTMAD", copied)
         job = _Plan(model, inputs, template, store, seed, progress, num_steps)

@@ -79,6 +79,30 @@ class Prior(nn.Module):
         outer = built.batch_shape[: max(0, len(built.batch_shape) - len(shape))]  # an axis of draws, if there is one
         return built.expand(outer + shape).to_event(len(shape))
 
+    def check(self, name: str, shape: tuple[int, ...], *, positive: bool = False) -> None:
+        """Refuse a prior that cannot be expanded to `shape`, or that allows negative values where they mean nothing.
+
+        Hierarchies are not looked at, since they may sample.
+
+        Raises
+        ------
+        DataError
+            Naming the prior.
+        """
+        if self._hierarchy is not None:
+            return
+        try:
+            support = self.expand(shape).support
+        except (RuntimeError, ValueError) as error:
+            raise DataError(
+                f"{name}: found a prior that does not expand to {shape} ({error}); wanted scalars"
+            ) from error
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        bound = getattr(support, "lower_bound", None)
+        if positive and (bound is None or bool((torch.as_tensor(bound) < 0).any())):
+            raise DataError(f"{name}: found a prior on {support}; wanted one on positive numbers, such as LogNormal")
+
     def settings(self) -> dict[str, Any] | None:
         """JSON description of the prior, None when it has no name that a file may carry."""
         name = self._build.__name__
