@@ -154,6 +154,7 @@ def sachs(options: argparse.Namespace) -> dict[str, list[Row]]:
             "zero graph": baselines.ZeroGraph(),
             "population, one intercept": baselines.Population(remove_covariate_means=False),
             "population": baselines.Population(),
+            "population, NOTEARS": baselines.Population(method="notears"),
             "k-means (9)": baselines.KMeansClustered(9),
             "per condition": baselines.LabelClustered(),
             "varying-coefficient ridge": baselines.VaryingCoefficientRidge(),
