@@ -85,15 +85,6 @@ class SpikeSlab(TorchDistribution):
             torch.log1p(-self.slab_probability) + _log_normal_density(value, self.spike_scale),
         )
 
-    def log_slab_odds(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Log odds that `value` came from the slab, given the value alone."""
-        return (
-            self.slab_probability.log()
-            + _log_normal_density(value, self.slab_scale)
-            - torch.log1p(-self.slab_probability)
-            - _log_normal_density(value, self.spike_scale)
-        )
-
 
 class _Permutation(constraints.Constraint):
     """Integer vectors that hold 0..p-1 once each."""
