@@ -1,5 +1,6 @@
-"""Routines (SVI, MCMC) and what is common to all methods: the Fit, export to xarray, diagnostics, saving."""
+"""Routines (SVI, EM, MCMC) and what is common to all methods: the Fit, export to xarray, diagnostics, saving."""
 
+from ._em import em
 from ._mcmc import mcmc
 from ._svi import svi
 from .diagnostics import as_text, guide_khat, pareto_khat
@@ -17,6 +18,7 @@ __all__ = [
     "Options",
     "StoredDraws",
     "as_text",
+    "em",
     "guide_khat",
     "mcmc",
     "pareto_khat",

@@ -138,6 +138,9 @@ MEANING = {
     "num_cells": "rows that the report was computed on",
     "final_loss": "negative ELBO (or log density) on the training data, nats",
     "loss_drift": "fall of the loss over the last tenth of the steps, in standard errors; above 3: not converged",
+    "bound_range": "range of the bound over the latest sweeps, nats a data value; above the tolerance: not converged",
+    "bound_falls": "sweeps that lowered the bound by more than rounding; of a monotone guide, a mistake in its update",
+    "largest_fall": "largest of these falls, nats",
     "restarts_agree": "share of restarts whose final loss is within 1 % of the best",
     "guide_khat": "Pareto k of the whole guide; above 0.7 it misses mass of the joint posterior",
     "elpd_loo": "PSIS-LOO log predictive density of the training data, nats; read with share_khat_bad",
@@ -158,7 +161,10 @@ def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_sample
     rows: dict[str, float] = {"num_cells": float(as_dataset(data, fit.schema).sizes.get(fit.schema.plate, 0))}
     if "final_loss" in fit.settings:
         rows["final_loss"] = float(fit.settings["final_loss"])
-        rows["loss_drift"] = drift(fit.history, int(fit.settings.get("chosen_restart", 0)))
+        if fit.settings.get("routine") == "em":  # a bound without noise has no standard error
+            rows |= {key: float(fit.settings[key]) for key in ("bound_range", "bound_falls", "largest_fall")}
+        else:
+            rows["loss_drift"] = drift(fit.history, int(fit.settings.get("chosen_restart", 0)))
     finals = np.asarray(fit.settings.get("final_losses", []), dtype=float)
     finals = finals[np.isfinite(finals)]
     if len(finals) > 1:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..models.parts.errors import NumericalError, SchemaError
+from ..models.parts.errors import SchemaError
 from ..models.schema import Schema
-from . import diagnostics, query, saving
+from . import diagnostics, query, resuming, saving
+from .ascent import Ascent
 from .copies import owner_of
 from .export import name_of, to_arviz
-from .inputs import DataLike, Template, to_inputs
+from .inputs import DataLike, Template
 from .options import Options
 from .registry import register
 from .run import Run
@@ -26,7 +26,7 @@ from .stored import StoredDraws
 
 
 class Fit:
-    """A fitted model: what `svi` and `mcmc` return and what `load` restores.
+    """A fitted model: what `svi`, `em` and `mcmc` return and what `load` restores.
 
     Attributes
     ----------
@@ -137,8 +137,8 @@ class Fit:
 
     def summary(self) -> dict[str, Any]:
         """What the attributes of a tree say about the fit."""
-        kept = ("routine", "seed", "steps_done", "final_loss", "num_restarts", "converged", "interrupted")
-        chosen = {key: self.settings[key] for key in kept if key in self.settings}
+        how = ("routine", "seed", "steps_done", "final_loss", "num_restarts", "converged", "interrupted", "bound_falls")
+        chosen = {key: self.settings[key] for key in how if key in self.settings}
         guide = name_of(self.guide) if self.guide is not None else "stored draws"
         return {"model_name": name_of(self.model), "guide_name": guide, "normalised": self.schema.normalised, **chosen}
 
@@ -192,7 +192,7 @@ class Fit:
         return diagnostics.loo(self.posterior(data, num_samples, predictive=False, prior=False, seed=seed))
 
     def resume(self, data: DataLike, num_steps: int, *, progress: bool = True, options: Options | None = None) -> Self:
-        """Go on optimising the chosen restart from where it stopped: same optimiser state, same random state.
+        """Go on with the chosen restart from where it stopped: same state of the routine, same random state.
 
         Parameters
         ----------
@@ -203,7 +203,7 @@ class Fit:
         progress
             Whether to show a bar.
         options
-            How to optimise, when the fit was read from disk and was not made with the defaults of `Options`.
+            How to optimise, when a fit of `svi` was read from disk and was not made with the defaults of `Options`.
 
         Returns
         -------
@@ -215,39 +215,15 @@ class Fit:
         SchemaError
             If the fit holds draws of a sampler.
         NumericalError
-            As in `svi`.
+            As in `svi` and `em`.
         """
-        if self.guide is None or "optimizer" not in self.training:
-            raise SchemaError("resume: found a fit without an optimiser's state; wanted one made by svi")
-        chosen = options or self.training.get("options") or Options.from_settings(self.settings)
-        if chosen is None:
-            raise SchemaError("resume: a file does not hold optimizer, loss and schedules; wanted options=Options(...)")
-        inputs = to_inputs(self.schema, query.checked(self, data), device=self.device)
-        run = Run(self.model, self.guide, self.schema, inputs, chosen, self.settings.get("seed", 0), self.store)
-        run.restore(self.training)
-        run.converged, interrupted, failure = False, False, None
-        with tqdm(total=num_steps, desc="SVI", disable=not progress) as bar:
-            try:
-                run.advance(num_steps, len(run.losses) + num_steps, bar.update)
-            except KeyboardInterrupt:
-                interrupted = True
-            except NumericalError as error:
-                failure = error
-        run.evaluate()
-        fit = type(self).from_run(run, [run], self.template, {**self.settings, "interrupted": interrupted})
-        place = int(self.settings.get("chosen_restart", 0))  # the other restarts' histories stay
-        fit._history = [*self._history[:place], run.losses, *self._history[place + 1 :]]
-        finals = [*self.settings.get("final_losses", [math.nan])]
-        finals[place] = run.final_loss
-        fit.settings["final_losses"] = finals
-        if failure is not None:
-            failure.fit = fit
-            raise failure
-        return fit
+        return resuming.resume(self, data, num_steps, progress=progress, options=options)
 
     @classmethod
-    def from_run(cls, run: Run, runs: Sequence[Run], template: Template, settings: Mapping[str, Any]) -> Self:
-        """Make a Fit of one SVI run; `runs` are all restarts."""
+    def from_run(
+        cls, run: Run | Ascent, runs: Sequence[Run | Ascent], template: Template, settings: Mapping[str, Any]
+    ) -> Self:
+        """Make a Fit of one run of `svi` or `em`; `runs` are all restarts."""
         details = {
             **settings,
             "steps_done": len(run.losses),

@@ -86,8 +86,8 @@ def _restore(about: Mapping[str, Any], tensors: Mapping[str, Any], model: Any, g
         model, built, _ = make_pair(model, guide, inputs)
         if has_guide:
             _check_name("guide", about["guide"], built)
-            poutine.trace(built).get_trace(**inputs)
-        trace = poutine.trace(model).get_trace(**inputs)
+            given = poutine.replay(model, trace=poutine.trace(built).get_trace(**inputs))
+        trace = poutine.trace(given if has_guide else model).get_trace(**inputs)
         _fill("model", model, tensors["model"])
         _fill("guide", built, tensors["guide"])
         _fill_parameters(_own_parameters(pyro.get_param_store().get_state(), model, built), tensors["parameters"])
