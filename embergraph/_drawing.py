@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from ._layout import Point
 
+NEGATIVE, POSITIVE = "#2166ac", "#b2182b"
+GROUPS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a", "#5e3c99")
+"""Colours of groups: Okabe & Ito (2008), yellow left out, three added."""
+MARKERS = "osD^vP<>Xp"
 EDGE = ("regulator", "target")
 EFFECT = "effect (units of the target per unit of the regulator)"
 

@@ -17,6 +17,10 @@ import xarray as xr
 from ._drawing import (
     EDGE,
     EFFECT,
+    GROUPS,
+    MARKERS,
+    NEGATIVE,
+    POSITIVE,
     axes_or_new,
     checked,
     color_bar,
@@ -31,6 +35,11 @@ from ._drawing import (
 )
 from ._layout import layered_layout
 from .graphs import to_networkx
+from .matrix_plots import plot_graph_matrix as plot_graph_matrix
+from .matrix_plots import plot_reliability as plot_reliability
+from .matrix_plots import plot_scales as plot_scales
+from .matrix_plots import plot_tail_dependence as plot_tail_dependence
+from .matrix_plots import plot_undirected as plot_undirected
 from .models.parts.errors import DataError
 from .validation import listed
 
@@ -39,11 +48,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .inference import Fit
-
-NEGATIVE, POSITIVE = "#2166ac", "#b2182b"
-GROUPS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#7f7f7f", "#8c510a", "#5e3c99")
-"""Colours of groups: Okabe & Ito (2008), yellow left out, three added."""
-MARKERS = "osD^vP<>Xp"
 
 
 def plot_network(networks: xr.Dataset | xr.DataArray, *, cell: object = None, ax: Axes | None = None) -> Axes:

@@ -3,5 +3,7 @@
 A file named like its function has a leading underscore, since the two would shadow each other.
 """
 
+from ._pbmc import pbmc as pbmc
 from ._sachs import sachs as sachs
+from ._simulated_matrix import simulated_matrix as simulated_matrix
 from .simulated import simulated_notmad as simulated_notmad
