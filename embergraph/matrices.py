@@ -18,6 +18,7 @@ from scipy.special import logsumexp
 
 from .gene_choice import choose_genes as choose_genes
 from .matrix_checks import check_matrix, dense_matrix, label_of
+from .matrix_means import remove_profile as remove_profile
 from .models.parts.errors import DataError, NumericalError
 from .models.parts.kronecker_sum import Zeros
 from .validation import listed
