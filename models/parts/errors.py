@@ -25,5 +25,9 @@ class NumericalError(EmbergraphError, ArithmeticError):
     fit: object | None = None
 
 
+class NotSparseError(EmbergraphError):
+    """The data are not those of a sparse graph, so that nothing can be said of single edges."""
+
+
 class LoadError(EmbergraphError, ValueError):
     """A saved fit that cannot be restored: another model, another format version, or a damaged file."""

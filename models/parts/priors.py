@@ -92,11 +92,14 @@ class Prior(nn.Module):
         if self._hierarchy is not None:
             return
         try:
-            support = self.expand(shape).support
+            expanded = self.expand(shape)
         except (RuntimeError, ValueError) as error:
             raise DataError(
                 f"{name}: found a prior that does not expand to {shape} ({error}); wanted scalars"
             ) from error
+        if expanded.batch_shape:
+            raise DataError(f"{name}: found a prior of shape {tuple(expanded.batch_shape + shape)}; wanted {shape}")
+        support = expanded.support
         while hasattr(support, "base_constraint"):
             support = support.base_constraint
         bound = getattr(support, "lower_bound", None)

@@ -1,0 +1,1 @@
+"""Pieces that guides share: closed forms, point masses, edge posteriors."""
