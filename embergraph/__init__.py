@@ -1,8 +1,8 @@
 """Bayesian models of gene expression whose structure changes with context, environment and measurement noise.
 
 The front door: data in (`from_arrays`, `from_dataframes`, `from_anndata`, `datasets`), models (`models`), plans
-(`fit`), routines for any Pyro model (`svi`, `mcmc`), posteriors out (`to_datatree`, `to_arviz`), `load`, `metrics`,
-`baselines`.
+(`fit`), routines for any Pyro model (`svi`, `em`, `mcmc`), posteriors out (`to_datatree`, `to_arviz`), `load`,
+`metrics`, `baselines`.
 """
 
 from pathlib import Path
@@ -11,12 +11,12 @@ _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file():  # true only inside a source checkout, false in site-packages
     __path__.append(str(_checkout))
 
-from . import baselines, datasets, metrics, models, plots
+from . import baselines, datasets, graph_rules, matrices, metrics, models, plots, undirected_scores
 from .data import Standardizer, from_anndata, from_arrays, from_dataframes, random_split, split, standardize, validate
 from .graphs import to_networkx
-from .inference import Cosine, Fit, Geometric, as_text, mcmc, svi, to_arviz, to_datatree
-from .methods import NOTMADFit, fit
-from .models.parts.errors import DataError, EmbergraphError, LoadError, NumericalError, SchemaError
+from .inference import Cosine, Fit, Geometric, as_text, em, mcmc, svi, to_arviz, to_datatree
+from .methods import MEDMAGMAFit, NOTMADFit, fit
+from .models.parts.errors import DataError, EmbergraphError, LoadError, NotSparseError, NumericalError, SchemaError
 from .models.parts.projection import project
 
 load = Fit.load
@@ -28,18 +28,23 @@ __all__ = [
     "Fit",
     "Geometric",
     "LoadError",
+    "MEDMAGMAFit",
     "NOTMADFit",
+    "NotSparseError",
     "NumericalError",
     "SchemaError",
     "Standardizer",
     "as_text",
     "baselines",
     "datasets",
+    "em",
     "fit",
     "from_anndata",
     "from_arrays",
     "from_dataframes",
+    "graph_rules",
     "load",
+    "matrices",
     "mcmc",
     "metrics",
     "models",
@@ -52,5 +57,6 @@ __all__ = [
     "to_arviz",
     "to_datatree",
     "to_networkx",
+    "undirected_scores",
     "validate",
 ]

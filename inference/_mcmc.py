@@ -18,7 +18,7 @@ from .copies import float_dtype, make_pair, no_guide
 from .density import max_plate_nesting
 from .fit import Fit
 from .inputs import DataLike, Template, as_dataset, to_inputs
-from .messengers import isolated, latent_sites
+from .messengers import Supply, isolated, latent_sites
 from .options import check_counts
 from .plain import schema_of
 from .stored import StoredDraws
@@ -80,13 +80,15 @@ def mcmc(
     chains: list[Any] = []
     with isolated(seed, dtype=float_dtype(inputs)) as store:
         model, _, _ = make_pair(model, no_guide, inputs)
-        with torch.no_grad(), pyro.poutine.block():
+        supplied = {} if schema.normalised or start is None else {k: torch.as_tensor(v) for k, v in start.items()}
+        with torch.no_grad(), pyro.poutine.block(), Supply(supplied):  # flat priors have no draws
             trace = pyro.poutine.trace(model).get_trace(**inputs)
         strategy = init_to_sample if start is None else init_to_value(values=_checked_start(start, trace))
         for chain in range(num_chains):
             kernel = NUTS(
-                model, target_accept_prob=target_acceptance, max_tree_depth=max_tree_depth, init_strategy=strategy
-            )
+                model, target_accept_prob=target_acceptance, max_tree_depth=max_tree_depth, init_strategy=strategy,
+                max_plate_nesting=max_plate_nesting(trace),
+            )  # fmt: skip
             recorder = _Recorder(num_warmup + num_draws, f"NUTS {chain + 1}/{num_chains}", progress)
             with recorder.bar:
                 try:

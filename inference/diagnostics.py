@@ -50,7 +50,10 @@ def pareto_khat(log_ratios: Float[np.ndarray, " draw"]) -> float:
     exceedances = exceedances[exceedances > 0]
     if exceedances.size < 5:
         return math.inf
-    k, _ = fit_generalized_pareto(torch.as_tensor(exceedances))
+    try:
+        k, _ = fit_generalized_pareto(torch.as_tensor(exceedances))
+    except ZeroDivisionError:  # weights that differ by more than the range of a float
+        return math.inf
     return float(k)
 
 

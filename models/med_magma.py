@@ -69,7 +69,8 @@ class MEDMAGMA(torch.nn.Module):
     cell_scales, gene_scales
         Priors of the log scales: `FlatScales` (default), `NormalScales`, `StudentScales`.
     overall_prior
-        Prior of log omega, a distribution of scalars; None: flat.
+        Prior of log omega, a distribution of scalars; None: flat. The EM guide takes it for flat: a matrix says
+        nearly all there is to know of its overall scale.
     shared_scales
         Whether all matrices have the same u, v and omega.
     zeros
@@ -115,6 +116,9 @@ class MEDMAGMA(torch.nn.Module):
         self.default_graphs = cell_graph is None and gene_graph is None
         self.cell_graph = self._graph("cell", cell_graph, num_cells, structure == "independent_cells")
         self.gene_graph = self._graph("gene", gene_graph, num_genes, structure == "independent_genes")
+        for name, scales in (("cell_scales", cell_scales), ("gene_scales", gene_scales)):
+            if scales is not None and not isinstance(scales, ScalePrior):
+                raise DataError(f"{name}: found {type(scales).__name__}; wanted a scale prior such as NormalScales()")
         self.cell_scales, self.gene_scales = cell_scales or FlatScales(), gene_scales or FlatScales()
         self.overall_prior = None if overall_prior is None else Prior(overall_prior)
         if self.overall_prior is not None:

@@ -1,6 +1,7 @@
 """Baselines: the cheapest methods that a model must beat, fitted and scored like the models.
 
-``baseline.fit(train).networks(test)`` gives a Dataset that `embergraph.metrics.evaluate` takes.
+``baseline.fit(train).networks(test)`` gives a Dataset that `embergraph.metrics.evaluate` takes. Baselines for matrices
+that depend along both axes (`MatrixBaseline`) give edge scores: ``baseline.fit(data)``.
 """
 
 from .base import Baseline as Baseline
@@ -9,6 +10,14 @@ from .clustered import KMeansClustered as KMeansClustered
 from .clustered import LabelClustered as LabelClustered
 from .dags import dagma as dagma
 from .dags import notears as notears
+from .matrix import GmGM as GmGM
+from .matrix import IndependentCells as IndependentCells
+from .matrix import IndependentGenes as IndependentGenes
+from .matrix import MatrixBaseline as MatrixBaseline
+from .matrix import RowColumnScaling as RowColumnScaling
+from .matrix import SingleAxis as SingleAxis
+from .matrix import Skeptic as Skeptic
+from .matrix import StrongProduct as StrongProduct
 from .population import Oracle as Oracle
 from .population import Population as Population
 from .population import ZeroGraph as ZeroGraph

@@ -8,14 +8,16 @@ from typing import Any
 import xarray as xr
 
 from ..inference import Fit
+from ..models.med_magma import MEDMAGMA
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import SchemaError
+from .med_magma import MEDMAGMAFit, fit_med_magma
 from .notmad import NOTMADFit, fit_notmad
 
-PLANS: dict[type, Callable[..., Fit]] = {NOTMAD: fit_notmad}
+PLANS: dict[type, Callable[..., Fit]] = {NOTMAD: fit_notmad, MEDMAGMA: fit_med_magma}
 """Where methods are registered: one line each."""
 
-__all__ = ["PLANS", "NOTMADFit", "fit", "fit_notmad"]
+__all__ = ["PLANS", "MEDMAGMAFit", "NOTMADFit", "fit", "fit_med_magma", "fit_notmad"]
 
 
 def fit(model: Any, data: xr.Dataset, **options: Any) -> Any:
@@ -28,7 +30,7 @@ def fit(model: Any, data: xr.Dataset, **options: Any) -> Any:
     data
         Its data.
     **options
-        Options of the plan, see `fit_notmad`.
+        Options of the plan, see `fit_notmad` and `fit_med_magma`.
 
     Raises
     ------

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .edge_state import upper_pairs
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -45,7 +47,7 @@ def log_posterior(
 
 def _log_prior(axis: AxisEdges, prior: EdgePrior) -> Tensor:
     """Prior of the graph, of its weights with the volume that Laplace's method gives them, and of what was learned."""
-    pairs = torch.triu_indices(*axis.precision.shape, 1, device=axis.precision.device).unbind()
+    pairs = upper_pairs(axis.precision)
     weights, s2 = axis.precision[pairs], axis.slab_variance
     odds = (axis.log_odds + prior.offset(axis.precision) + axis.closure * axis.triangles)[pairs]
     slab = odds + 0.5 * (axis.variance[pairs] / s2).log() - weights**2 / (2 * s2)

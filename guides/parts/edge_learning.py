@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .edge_state import AxisEdges, EdgePrior
+from .edge_state import AxisEdges, EdgePrior, upper_pairs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,7 +27,7 @@ def learn_coefficient(
     sd: float,
 ) -> Float[Tensor, ""]:
     """Mode of a coefficient of the prior log-odds given the expected edges, by Newton steps on a concave function."""
-    pairs = torch.triu_indices(*probability.shape, 1, device=probability.device).unbind()
+    pairs = upper_pairs(probability)
     feature, offset, expected = feature[pairs], offset[pairs], probability[pairs]
     value = start
     for _ in range(50):

@@ -198,15 +198,21 @@ class _Axis:
         """Averages over the kept sweeps."""
         total, first, second = self.sums
         mean = first / total
-        entries = total / num_sweeps, mean, second / total - mean**2
-        matrices = []
-        for values in entries:
-            matrix = np.zeros((self.size, self.size))
-            matrix[tuple(self.pairs)] = values
-            matrices.append(torch.from_numpy(matrix + matrix.T).to(like.device))
         log_odds, slab_variance = torch.from_numpy(self.draws.T.copy()).to(like.device)
-        degrees = torch.from_numpy(self.degrees).to(like.device)
-        return AxisSamples(*matrices, log_odds, slab_variance, degrees, self.accepted / self.proposed)
+        return AxisSamples(
+            self._matrix(total / num_sweeps, like),
+            self._matrix(mean, like),
+            self._matrix(second / total - mean**2, like),
+            log_odds,
+            slab_variance,
+            torch.from_numpy(self.degrees).to(like.device),
+            self.accepted / self.proposed,
+        )
+
+    def _matrix(self, values: np.ndarray, like: Tensor) -> Tensor:
+        matrix = np.zeros((self.size, self.size))
+        matrix[tuple(self.pairs)] = values
+        return torch.from_numpy(matrix + matrix.T).to(like.device)
 
 
 def _decide(found: Conditional, now: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

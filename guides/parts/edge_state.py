@@ -11,10 +11,18 @@ import torch
 from embergraph.models.parts.errors import DataError
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-__all__ = ["AxisEdges", "EdgePrior", "EdgeState", "check_statistics", "confident_precision", "off_diagonal"]
+__all__ = [
+    "AxisEdges",
+    "EdgePrior",
+    "EdgeState",
+    "check_statistics",
+    "confident_precision",
+    "off_diagonal",
+    "upper_pairs",
+]
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,12 @@ class EdgeState:
 def off_diagonal(like: Float[Tensor, "n n"]) -> Bool[Tensor, "n n"]:
     """Mask of the off-diagonal entries."""
     return ~torch.eye(len(like), dtype=torch.bool, device=like.device)
+
+
+def upper_pairs(like: Float[Tensor, "n n"]) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+    """Indices of the pairs above the diagonal."""
+    i, k = torch.triu_indices(len(like), len(like), offset=1, device=like.device)
+    return i, k
 
 
 def confident_precision(axis: AxisEdges, level: float = 0.95) -> Float[Tensor, "n n"]:

@@ -47,13 +47,16 @@ def log_normal_weights(matrix: Float[Tensor, "d d"], spread: Tensor | None) -> F
 
 
 def log_normal_pair(
-    sign: Float[Tensor, "n p"], log_abs: Float[Tensor, "n p"], theta: Float[Tensor, " n_plus_p"], spread: Tensor | None
+    sign: Float[Tensor, "*shared n p"],
+    log_abs: Float[Tensor, "*shared n p"],
+    theta: Float[Tensor, " n_plus_p"],
+    spread: Tensor | None,
 ) -> Pair:
     """Z1 and Z2 with E[Z Z^T] = exp(Sigma_aa) * (Z1 Z1^T) and E[Z^T Z] = exp(Sigma_bb) * (Z2^T Z2).
 
     Z1 is Z at the mean times exp(var(a_i) / 2 + 2 cov(a_i, b_j) + var(b_j)), Z2 the same with the axes exchanged.
     """
-    n = sign.shape[0]
+    n = sign.shape[-2]
     log_Z = log_abs + theta[:n, None] + theta[n:]
     if spread is None:
         Z = sign * log_Z.exp_()

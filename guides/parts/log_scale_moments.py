@@ -15,7 +15,7 @@ from torch import Tensor
 from ...models.parts.errors import NumericalError
 from .log_normal import Pair, axis_spreads, gauge, log_normal_pair, log_normal_weights, to_gauge
 from .log_scale_family import LogScales, settled
-from .log_scale_target import Blocks, Expected, ScaleTarget
+from .log_scale_target import Blocks, Expected, ScaleTarget, gram
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["elbo", "mean_field", "moments", "variational"]
 
 
-def moments(Y: Float[Tensor, "n p"], scales: LogScales) -> tuple[Float[Tensor, "n n"], Float[Tensor, "p p"]]:
+def moments(Y: Float[Tensor, "*shared n p"], scales: LogScales) -> tuple[Float[Tensor, "n n"], Float[Tensor, "p p"]]:
     """E[Z Z^T] and E[Z^T Z], exact under the Gaussian: positive semi-definite and of equal trace.
+
+    Means over matrices where several share the scales.
 
     With the precision factors that `scales` was fitted to, tr(Psi_row S_row) + tr(Psi_col S_col) = N.
 
@@ -36,14 +38,16 @@ def moments(Y: Float[Tensor, "n p"], scales: LogScales) -> tuple[Float[Tensor, "
         Gaussian on its log scales.
     """
     Z1, Z2 = log_normal_pair(Y.sign(), Y.abs().log(), scales.mean, scales.spread)
-    row_spread, col_spread = axis_spreads(scales.spread, Y.shape[0])
-    S_row, S_col = log_normal_weights(Z1 @ Z1.mT, row_spread), log_normal_weights(Z2.mT @ Z2, col_spread)
+    row_spread, col_spread = axis_spreads(scales.spread, Y.shape[-2])
+    matrices = Y.numel() / (Y.shape[-2] * Y.shape[-1])
+    S_row = log_normal_weights(gram(Z1), row_spread) / matrices
+    S_col = log_normal_weights(gram(Z2.mT), col_spread) / matrices
     trace = 0.5 * (S_row.diagonal().sum() + S_col.diagonal().sum())
     return S_row * (trace / S_row.diagonal().sum()), S_col * (trace / S_col.diagonal().sum())
 
 
 def elbo(
-    Y: Float[Tensor, "n p"],
+    Y: Float[Tensor, "*shared n p"],
     Psi_row: Float[Tensor, "n n"],
     Psi_col: Float[Tensor, "p p"],
     scales: LogScales,
@@ -64,7 +68,7 @@ def elbo(
     scales
         Any Gaussian on the log scales.
     log_det
-        log|Omega| where it is known; else it costs the eigenvalues of both factors.
+        log|Omega| of one matrix where it is known; else it costs the eigenvalues of both factors.
     """
     target = ScaleTarget.of(Y, Psi_row, Psi_col, counts, penalty)
     n, p = target.shape
@@ -73,9 +77,10 @@ def elbo(
         if not float(lam.min() + mu.min()) > 0:
             raise NumericalError(f"elbo: found lam + mu = {float(lam.min() + mu.min()):.3g}; wanted positive sums")
         log_det = float((lam[:, None] + mu).log().sum())
-    constant = 0.5 * (n + p - 1) * (1 + math.log(2 * math.pi)) - 0.5 * n * p * math.log(2 * math.pi)
+    m = target.num_matrices
+    constant = 0.5 * (n + p - 1) * (1 + math.log(2 * math.pi)) - 0.5 * m * n * p * math.log(2 * math.pi)
     expected = target.expect(scales.mean, scales.spread)
-    return 0.5 * log_det - expected.value + 0.5 * _log_volume(scales.spread, n) + constant
+    return 0.5 * m * log_det - expected.value + 0.5 * _log_volume(scales.spread, n) + constant
 
 
 def _log_volume(spread: Tensor, n: int) -> float:
@@ -91,7 +96,7 @@ def _log_volume(spread: Tensor, n: int) -> float:
 
 
 def variational(
-    Y: Float[Tensor, "n p"],
+    Y: Float[Tensor, "*shared n p"],
     Psi_row: Float[Tensor, "n n"],
     Psi_col: Float[Tensor, "p p"],
     start: LogScales,
@@ -117,7 +122,7 @@ def variational(
 
 
 def mean_field(
-    Y: Float[Tensor, "n p"],
+    Y: Float[Tensor, "*shared n p"],
     Psi_row: Float[Tensor, "n n"],
     Psi_col: Float[Tensor, "p p"],
     a: Float[Tensor, " n"],

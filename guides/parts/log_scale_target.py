@@ -24,7 +24,7 @@ from .log_normal import Pair, axis_spreads, gauge, log_normal_pair, log_normal_w
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Blocks", "Expected", "ScaleTarget"]
+__all__ = ["Blocks", "Expected", "ScaleTarget", "gram"]
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class Blocks:
 
 @dataclass(frozen=True)
 class ScaleTarget:
-    """The target f for one matrix.
+    """The target f for one matrix, or for several that share their scales: q is then a sum over them.
 
     Attributes
     ----------
     sign, log_abs
-        Signs and log absolute values of Y, shape (n, p); log 0 is -inf.
+        Signs and log absolute values of Y, shape (n, p) or (r, n, p); log 0 is -inf.
     precisions
         Psi_row (n, n), Psi_col (p, p).
     counts
@@ -128,8 +128,8 @@ class ScaleTarget:
         P_row (n, n), P_col (p, p), or None.
     """
 
-    sign: Float[Tensor, "n p"]
-    log_abs: Float[Tensor, "n p"]
+    sign: Float[Tensor, "*shared n p"]
+    log_abs: Float[Tensor, "*shared n p"]
     precisions: Pair
     counts: Pair
     penalty: Pair | None
@@ -137,13 +137,13 @@ class ScaleTarget:
     @classmethod
     def of(
         cls,
-        Y: Float[Tensor, "n p"],
+        Y: Float[Tensor, "*shared n p"],
         Psi_row: Float[Tensor, "n n"],
         Psi_col: Float[Tensor, "p p"],
         counts: Pair | None,
         penalty: Pair | None,
     ) -> ScaleTarget:
-        """Check the pieces and put them together; `counts` None means p for every row and n for every column.
+        """Check the pieces and put them together; `counts` None means every entry.
 
         Raises
         ------
@@ -151,10 +151,11 @@ class ScaleTarget:
             If Y has NaN, infinities or an empty row or column, shapes do not match, the row and column counts differ
             in sum, or a penalty does not ignore constants.
         """
-        n, p = Y.shape
+        n, p = Y.shape[-2:]
         _check(Y, Psi_row, Psi_col)
         if counts is None:
-            counts = (Y.new_full((n,), float(p)), Y.new_full((p,), float(n)))
+            matrices = Y.numel() / (n * p)
+            counts = (Y.new_full((n,), matrices * p), Y.new_full((p,), matrices * n))
         counts = (counts[0].to(Y), counts[1].to(Y))
         if abs(float(counts[0].sum() - counts[1].sum())) > 1e-9 * float(counts[0].sum()):
             raise DataError(f"counts: found sums {counts[0].sum()} and {counts[1].sum()}; wanted equal sums")
@@ -166,7 +167,12 @@ class ScaleTarget:
     @property
     def shape(self) -> tuple[int, int]:
         """(n, p)."""
-        return self.sign.shape[0], self.sign.shape[1]
+        return self.sign.shape[-2], self.sign.shape[-1]
+
+    @property
+    def num_matrices(self) -> int:
+        """How many matrices share the scales."""
+        return self.sign.shape[0] if self.sign.dim() == 3 else 1
 
     @property
     def size(self) -> float:
@@ -187,7 +193,7 @@ class ScaleTarget:
         Z1, Z2 = log_normal_pair(self.sign, self.log_abs, theta, spread)
         row_spread, col_spread = axis_spreads(spread, n)
         K1, K2 = log_normal_weights(self.precisions[0], row_spread), log_normal_weights(self.precisions[1], col_spread)
-        return self._summed(theta, spread, (Z1, Z2), (K1, K2), (Z1 * (K1 @ Z1), Z2 * (Z2 @ K2)))
+        return self._summed(theta, spread, (Z1, Z2), (K1, K2), (_total(Z1 * (K1 @ Z1)), _total(Z2 * (Z2 @ K2))))
 
     def rescaled(
         self, theta: Float[Tensor, " n_plus_p"], spread: Tensor | None, at: Expected
@@ -224,8 +230,8 @@ class ScaleTarget:
     def hessian(self, at: Expected) -> Blocks:
         """E of the Hessian of f, from what `expect` returned."""
         G1, G2 = at.row_terms, at.col_terms
-        row = at.row_weights * (at.row_scaled @ at.row_scaled.mT)
-        col = at.col_weights * (at.col_scaled.mT @ at.col_scaled)
+        row = at.row_weights * gram(at.row_scaled)
+        col = at.col_weights * gram(at.col_scaled.mT)
         row.diagonal().add_(G1.sum(1) + 2 * G2.sum(1))
         col.diagonal().add_(G2.sum(0) + 2 * G1.sum(0))
         if self.penalty is not None:
@@ -268,8 +274,8 @@ class ScaleTarget:
         else:
             cross = 4 * covariance[:n, n:]
             within = (K1 * covariance[:n, :n]) @ Z1, Z2 @ (K2 * covariance[n:, n:])
-        row = (alpha + 4 * beta + cross) * at.row_terms + Z1 * (K1 @ (Z1 * (alpha + cross)) + 2 * within[0])
-        col = (4 * alpha + beta + cross) * at.col_terms + Z2 * ((Z2 * (beta + cross)) @ K2 + 2 * within[1])
+        row = (alpha + 4 * beta + cross) * at.row_terms + _total(Z1 * (K1 @ (Z1 * (alpha + cross)) + 2 * within[0]))
+        col = (4 * alpha + beta + cross) * at.col_terms + _total(Z2 * ((Z2 * (beta + cross)) @ K2 + 2 * within[1]))
         return torch.cat([(row + col).sum(1), (row + col).sum(0)])
 
     def _penalty_of_spread(self, spread: Tensor | None) -> float:
@@ -281,12 +287,22 @@ class ScaleTarget:
         return float((P_row * spread[:n, :n]).sum() + (P_col * spread[n:, n:]).sum())
 
 
+def gram(Z: Float[Tensor, "*shared n p"]) -> Float[Tensor, "n n"]:
+    """Z Z^T, summed over matrices."""
+    return _total(Z @ Z.mT)
+
+
+def _total(x: Float[Tensor, "*shared n p"]) -> Float[Tensor, "n p"]:
+    return x.sum(0) if x.dim() == 3 else x
+
+
 def _check(Y: Tensor, Psi_row: Tensor, Psi_col: Tensor) -> None:
-    n, p = Y.shape
+    n, p = Y.shape[-2:]
     if not bool(Y.isfinite().all()):
         raise DataError("Y: found NaN or infinite entries; wanted finite numbers")
+    zero = (Y == 0).reshape(-1, n, p).all(0)
     for name, axis in (("rows", 1), ("columns", 0)):
-        empty = int((Y == 0).all(axis).sum())
+        empty = int(zero.all(axis).sum())
         if empty:
             raise DataError(f"Y: found {empty} {name} of zeros only; wanted a non-zero entry in each")
     for name, Psi, size in (("Psi_row", Psi_row, n), ("Psi_col", Psi_col, p)):

@@ -29,7 +29,7 @@ __all__ = ["LogScales", "laplace", "mode"]
 
 
 def mode(
-    Y: Float[Tensor, "n p"],
+    Y: Float[Tensor, "*shared n p"],
     Psi_row: Float[Tensor, "n n"],
     Psi_col: Float[Tensor, "p p"],
     *,
@@ -47,7 +47,7 @@ def mode(
     Parameters
     ----------
     Y
-        Matrix of non-zero rows and columns.
+        Matrix of non-zero rows and columns, or several (r, n, p) that share their scales.
     Psi_row, Psi_col
         Precision factors, lam_i + mu_j > 0.
     start
@@ -74,7 +74,7 @@ def mode(
     n = target.shape[0]
     if start is None:
         if penalty is None:
-            check_scalable(Y, target.counts)
+            check_scalable(target.sign.abs().reshape(-1, *target.shape).amax(0), target.counts)
         start = _sinkhorn(target)
     theta = _minimise(target, torch.cat(start))
     return theta[:n], theta[n:]
@@ -83,6 +83,8 @@ def mode(
 def _sinkhorn(target: ScaleTarget, rounds: int = 10) -> Pair:
     """Centre log |Y| over its finite entries, then scale Y * Y to the right row and column sums, a few rounds each."""
     log_Y, present = target.log_abs, target.sign.abs()
+    if log_Y.dim() == 3:  # matrices that share their scales: root sums of squares
+        log_Y, present = 0.5 * (2 * log_Y).logsumexp(0), present.amax(0)
     finite = torch.where(present > 0, log_Y, 0.0)
     b = log_Y.new_zeros(log_Y.shape[1])
     for _ in range(rounds):
@@ -134,7 +136,7 @@ def _descend(
 
 
 def laplace(
-    Y: Float[Tensor, "n p"],
+    Y: Float[Tensor, "*shared n p"],
     Psi_row: Float[Tensor, "n n"],
     Psi_col: Float[Tensor, "p p"],
     a: Float[Tensor, " n"],

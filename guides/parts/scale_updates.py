@@ -15,7 +15,7 @@ from ...models.parts.scale_priors import NormalScales, ScalePrior, StudentScales
 from .joint_scales import JointScales
 from .log_scale_family import LogScales, settled
 from .log_scale_moments import elbo, mean_field, moments, variational
-from .log_scale_target import ScaleTarget
+from .log_scale_target import ScaleTarget, gram
 from .log_scales import laplace, mode
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class ScaleProblem:
         self, modes: Sequence[Pair]
     ) -> tuple[Float[Tensor, "cell cell_other"], Float[Tensor, "gene gene_other"]]:
         """Z Z^T and Z^T Z at the modes, means over matrices."""
-        return _mean_of([(Z @ Z.mT, Z.mT @ Z) for Z in self.scaled(modes)])
+        return _mean_of([(gram(Z) / _count(Z), gram(Z.mT) / _count(Z)) for Z in self.scaled(modes)])
 
     def scaled(self, modes: Sequence[Pair]) -> list[Float[Tensor, "*matrix cell gene"]]:
         """Z of each set at the mode."""
@@ -97,6 +97,10 @@ class ScaleProblem:
 def _apply(Y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """diag(e^a) Y diag(e^b) by logarithms, since e^a alone may overflow."""
     return Y.sign() * (Y.abs().log() + a[:, None] + b).exp()
+
+
+def _count(Z: Tensor) -> int:
+    return len(Z) if Z.dim() == 3 else 1
 
 
 def _mean_of(pairs: Sequence[Pair]) -> Pair:

@@ -57,8 +57,8 @@ def start(
     """
     if min(n, p) < 2:
         raise DataError(f"start: found {n} rows and {p} columns; wanted at least 2 of each")
-    axes = [_empty_axis(size, prior, device) for size, prior in ((n, prior_row), (p, prior_col))]
-    return EdgeState(*axes, rounds=0, change=math.inf, converged=False)
+    row, col = _empty_axis(n, prior_row, device), _empty_axis(p, prior_col, device)
+    return EdgeState(row, col, rounds=0, change=math.inf, converged=False)
 
 
 def _empty_axis(size: int, prior: EdgePrior, device: torch.device | str | None) -> AxisEdges:

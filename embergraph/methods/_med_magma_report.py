@@ -1,0 +1,57 @@
+"""What can be known of the quality of a MED-MAGMA fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..inference.diagnostics import MEANING as COMMON
+from ..inference.diagnostics import guide_khat
+from ..inference.inputs import DataLike, as_dataset
+
+ENOUGH = 65.0
+MEANING = {
+    "num_matrices": "matrices that share both graphs",
+    "num_cells": "cells",
+    "num_genes": "genes",
+    "final_loss": COMMON["final_loss"],
+    "bound_range": COMMON["bound_range"],
+    "converged": "1 if bound and graphs had settled when the sweeps ended",
+    "guide_khat": "Pareto k of the posterior of the scales given the graphs; above 0.7 it misses mass",
+    "cell_expected_edges": "expected number of edges among cells",
+    "gene_expected_edges": "expected number of edges among genes",
+    "cell_clear_edges": "pairs of cells with edge probability above .95; only these can be read as probabilities",
+    "gene_clear_edges": "pairs of genes with edge probability above .95; only these can be read as probabilities",
+    "cell_visible_weight": "partial correlation between cells that the data can just show (AP .9 needs edges of this "
+    "size); pool matrices if it is above what you expect",
+    "gene_visible_weight": "the same between genes",
+    "median_sd_log_u": "median posterior standard deviation of a cell's log scale",
+    "median_sd_log_v": "median posterior standard deviation of a gene's log scale",
+    "test_log_density": "mean log density of a held-out matrix with its scales integrated out, nats",
+}
+
+
+def graph_report(fit: Any, data: DataLike, test: DataLike | None, *, num_samples: int) -> xr.Dataset:
+    """Table of the fit; see `MEDMAGMAFit.report`."""
+    n, p, m = fit.model.num_cells, fit.model.num_genes, fit.model.num_replicates or 1
+    rows: dict[str, float] = {"num_matrices": m, "num_cells": n, "num_genes": p}
+    rows |= {key: float(fit.settings[key]) for key in ("final_loss", "bound_range", "converged") if key in fit.settings}
+    tree = fit.posterior(as_dataset(data, fit.schema), num_samples)
+    rows["guide_khat"] = guide_khat(tree)
+    if fit.guide.edges is not None:
+        state = fit.guide.edges.state()
+        for axis, edges in (("cell", state.row), ("gene", state.col)):
+            probability = edges.probability.cpu().numpy()[np.triu_indices(len(edges.probability), 1)]
+            rows[f"{axis}_expected_edges"] = float(probability.sum())
+            rows[f"{axis}_clear_edges"] = float((probability > 0.95).sum())
+    for axis, others in (("cell", p), ("gene", n)):  # an entry of Psi is twice a partial correlation at unit diagonals
+        rows[f"{axis}_visible_weight"] = 0.5 * math.sqrt(ENOUGH / (m * others))
+    scales = fit.scales()
+    rows |= {f"median_sd_{name}": float(scales[f"{name}_sd"].median()) for name in ("log_u", "log_v")}
+    if test is not None:
+        rows["test_log_density"] = float(fit.log_density(test).mean())
+    table = xr.Dataset({key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items()})
+    return table.assign_attrs(tree["posterior"].attrs)

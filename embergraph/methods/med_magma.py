@@ -1,0 +1,258 @@
+"""MED-MAGMA, ready-made: the plan that fits it and the questions that its posterior answers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import xarray as xr
+
+from ..guides.med_magma import MEDMAGMAGuide
+from ..guides.parts.edge_score import ScoreKind
+from ..guides.parts.published import published_em
+from ..inference import Fit, em, register
+from ..inference.copies import make_pair
+from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
+from ..inference.messengers import isolated
+from ..matrices import published_quotient
+from ..matrix_checks import check_matrix
+from ..models.med_magma import MEDMAGMA
+from ..models.parts.errors import DataError, NotSparseError
+from ..models.parts.graph_priors import SpectralGraph
+from . import _med_magma_graphs as read
+from ._med_magma_report import graph_report
+
+EStep = Literal["auto", "laplace", "variational", "mean_field", "published"]
+
+
+class MEDMAGMAFit(Fit):
+    """A fitted MED-MAGMA: a `Fit` that also tells graphs and scales."""
+
+    guide: MEDMAGMAGuide
+
+    def graphs(self, *, threshold: float = 0.05, interval: float = 0.9, score: ScoreKind = "auto") -> xr.Dataset:
+        """Graphs of cells and genes.
+
+        Parameters
+        ----------
+        threshold
+            Size of partial correlation that counts as an edge.
+        interval
+            Probability of the intervals.
+        score
+            What pairs are ranked by, see `edge_scores`.
+
+        Returns
+        -------
+        xr.Dataset
+            For ``cell`` and ``gene``, over ``(cell, cell_other)`` and ``(gene, gene_other)``:
+            ``_partial_correlation`` (posterior mean) with ``_lower`` and ``_upper``, ``_edge_probability`` (that the
+            partial correlation is above the threshold in size), ``_score`` (for ranking pairs) and ``_precision``
+            (point estimate of Psi). Probabilities above .95 can be read as such; lower ones are a ranking.
+
+        Raises
+        ------
+        DataError
+            If an option is out of range.
+        """
+        return read.graphs(self, threshold=threshold, interval=interval, score=score)
+
+    def scales(self, *, interval: float = 0.9) -> xr.Dataset:
+        """Log scales of cells (``log_u``) and genes (``log_v``) with ``_sd``, ``_lower`` and ``_upper``.
+
+        Each sums to zero; exp(log_u_i + log_v_j) is how much larger the entry is than it would be without scales.
+        """
+        return read.scales(self, interval)
+
+    def strongest(self, axis: Literal["cell", "gene"] = "gene", num_edges: int = 20, **options: Any) -> xr.Dataset:
+        """The pairs with the highest score, with names, partial correlations, intervals and probabilities.
+
+        Parameters
+        ----------
+        axis
+            Which graph.
+        num_edges
+            How many pairs.
+        **options
+            Options of `graphs`.
+        """
+        return read.strongest(self.graphs(**options), axis, num_edges)
+
+    def posterior(
+        self,
+        data: DataLike,
+        num_samples: int = 1000,
+        *,
+        predictive: bool = False,
+        prior: bool = False,
+        seed: int = 0,
+        num_edges: int = 50,
+    ) -> xr.DataTree:
+        """Posterior draws for ArviZ: scales given the graphs, and the strongest edges of both axes.
+
+        Scales are drawn given the graphs of edges that are as good as certain. Draws of single edges come from their
+        own spike and slab, each by itself: ``cell_partial_correlation (cell_edge)`` and ``gene_partial_correlation
+        (gene_edge)``. Group ``graphs`` holds what `graphs` returns.
+
+        Parameters
+        ----------
+        data
+            The data that were fitted.
+        num_samples
+            Draws.
+        predictive, prior
+            Whether to add predictive draws (as large as the data, for each draw), and prior draws where priors are
+            proper.
+        seed
+            Seed of the draws.
+        num_edges
+            Pairs of each axis whose draws are kept.
+        """
+        given = self._given_graphs()
+        tree = Fit.posterior(given, data, num_samples, predictive=predictive, prior=prior, seed=seed)
+        return read.with_edges(self, tree, num_samples, num_edges, seed)
+
+    def log_density(self, data: DataLike, num_samples: int = 500, *, seed: int = 0) -> xr.DataArray:
+        """Log density of other matrices of the same cells and genes, their scales integrated out, in nats.
+
+        Scales of a new matrix are new: the integral over them is Laplace's. With flat scales only differences between
+        fits to the same matrices mean anything.
+
+        Returns
+        -------
+        xr.DataArray
+            One value a matrix (dim ``replicate``; none for a single matrix).
+        """
+        return read.log_density(self, data)
+
+    def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
+        """Table of what can be known about the quality of the fit; `as_text` prints it."""
+        return graph_report(self, data, test, num_samples=num_samples)
+
+    def summary(self) -> dict[str, Any]:
+        """What the attributes of a tree say about the fit."""
+        return {**super().summary(), **read.conventions(self)}
+
+    def _given_graphs(self) -> MEDMAGMAFit:
+        """The fit with known graphs, those that its scales were fitted with: draws of it are draws of scales alone."""
+        model = self.model.given(*self.guide.graphs_for_scales())
+        return MEDMAGMAFit(
+            model, self.guide.given_graphs(), model.schema, self.template, history=self._history,
+            settings=self.settings, store=self.store,
+        )  # fmt: skip
+
+
+def fit_med_magma(
+    model: MEDMAGMA,
+    data: xr.Dataset,
+    *,
+    e_step: EStep = "auto",
+    num_steps: int = 60,
+    tolerance: float = 1e-6,
+    accelerate: str | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+) -> MEDMAGMAFit:
+    """Fit MED-MAGMA by EM: scales given graphs, graphs given moments, until neither moves.
+
+    With sparse graphs (the default) the moments are those of row and column scaling; five matrices or more refit the
+    scales every third sweep, with the edges that are as good as certain. In the end the posterior of the scales is
+    computed given the graphs. Under flat scales nothing of the graphs depends on how rows and columns were stretched.
+
+    Parameters
+    ----------
+    model
+        From `MEDMAGMA.for_data`; copied, not changed.
+    data
+        Dataset with ``expression``, raw: no logarithm, no depth normalisation, no centring.
+    e_step
+        See `MEDMAGMAGuide`; ``"published"`` runs the published algorithm with its own E-step, M-step and stopping rule
+        in place of everything here, so that one can see what it computes: only for one matrix, and for its ridge the
+        `model` has SpectralGraph(shrink=0, ridge=...) on both axes.
+    num_steps, tolerance, accelerate, seed, device, progress, checkpoint
+        As for `em`.
+
+    Returns
+    -------
+    MEDMAGMAFit
+        After Ctrl-C: the graphs as far as they got, with ``fit.settings["interrupted"]``.
+
+    Raises
+    ------
+    DataError
+        If rows and columns of the data cannot be scaled: NaN, infinities, empty or disconnected rows and columns, a
+        matrix of rank one.
+    SchemaError
+        If data and model do not belong together.
+    NotSparseError
+        If sparse graphs were asked for and the data have none. With the model's default graphs the fit falls back on
+        SpectralGraph, with a warning.
+    NumericalError
+        If an estimate does not exist; names the step.
+    """
+    dataset = as_dataset(data, model.schema)
+    inputs = to_inputs(model.schema, dataset, device=device)
+    check_matrix("expression", dataset["expression"])
+    if e_step == "published":
+        return _as_published(model, dataset, num_steps, tolerance, seed)
+
+    def guide(model: MEDMAGMA) -> MEDMAGMAGuide:
+        return MEDMAGMAGuide(model, e_step)
+
+    def run(model: MEDMAGMA) -> MEDMAGMAFit:
+        fitted = em(
+            model, guide, dataset.assign(expression=dataset["expression"].astype("float64")), num_steps=num_steps,
+            tolerance=tolerance, accelerate=accelerate, seed=seed, device=device, progress=progress,
+            checkpoint=checkpoint, fit_class=MEDMAGMAFit,
+        )  # fmt: skip
+        return cast("MEDMAGMAFit", fitted)
+
+    try:
+        fit = run(model)
+    except NotSparseError as error:
+        if not model.default_graphs or model.structure != "sum":
+            raise
+        warnings.warn(f"{error}. Fitted with SpectralGraph() instead.", stacklevel=2)
+        fit = run(model.with_graphs(SpectralGraph(), SpectralGraph()))
+        fit.settings["not_sparse"] = str(error)
+    with isolated(seed, dtype=torch.double), torch.no_grad():
+        fit.guide.refine_scales(fit.model, {name: value.double() for name, value in inputs.items()})
+    return fit
+
+
+def _as_published(model: MEDMAGMA, data: xr.Dataset, max_iter: int, stop_tol: float, seed: int) -> MEDMAGMAFit:
+    """The published estimator as a fit: its graphs, and scales at their posterior given these."""
+    graphs = model.cell_graph, model.gene_graph
+    if data["expression"].ndim != 2:
+        raise DataError(f"expression: found {data.sizes['replicate']} matrices; wanted one for e_step='published'")
+    if not all(isinstance(graph, SpectralGraph) and graph.shrink == 0 for graph in graphs):
+        found = " and ".join(type(graph).__name__ for graph in graphs)
+        raise DataError(f"model: found {found}; wanted SpectralGraph(shrink=0) on both axes for e_step='published'")
+    values = data["expression"].values.astype("float64")
+    ridge = float(cast("SpectralGraph", graphs[0]).ridge)
+    found = published_em(
+        torch.as_tensor(published_quotient(values)),
+        max_iter=max_iter,
+        stop_tol=stop_tol,
+        regularization=ridge,
+        seed=seed,
+    )
+    with isolated(seed, dtype=torch.double) as store, torch.no_grad():
+        copied, guide, _ = make_pair(model, MEDMAGMAGuide, {"expression": torch.as_tensor(values)})
+        guide.take_graphs(found.row_precision, found.col_precision)
+        guide.refine_scales(copied, {"expression": torch.as_tensor(values)})
+    settings = {
+        "routine": "published em", "seed": seed, "steps_done": len(found.changes), "converged": found.converged,
+        "final_loss": found.changes[-1], "loss": "change of the graphs in a step",
+    }  # fmt: skip
+    template = Template.of(model.schema, data)
+    return MEDMAGMAFit(copied, guide, model.schema, template, history=[found.changes], settings=settings, store=store)
+
+
+register(MEDMAGMAFit)
+register(MEDMAGMA)
+register(MEDMAGMAGuide)
