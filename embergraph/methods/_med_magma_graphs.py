@@ -94,8 +94,7 @@ def edge_law(fit: Any, axis: str) -> EdgeLaw:
 
 def graphs(fit: Any, *, threshold: float, interval: float, score: ScoreKind) -> xr.Dataset:
     """Graphs of both axes; see `MEDMAGMAFit.graphs`."""
-    if not 0 < interval < 1:
-        raise DataError(f"interval: found {interval}; wanted a probability between 0 and 1")
+    _check_interval(interval)
     if not 0 <= threshold < 1:
         raise DataError(f"threshold: found {threshold}; wanted a partial correlation in [0, 1)")
     tail = (1 - interval) / 2
@@ -117,6 +116,11 @@ def graphs(fit: Any, *, threshold: float, interval: float, score: ScoreKind) -> 
             variables[f"{axis}_{name}"] = (dims, values)
     attrs = {"threshold": threshold, "interval": interval, "diagonal": "precision only; zero elsewhere"}
     return xr.Dataset(variables, labels(fit), attrs)
+
+
+def _check_interval(interval: float) -> None:
+    if not 0 < interval < 1:
+        raise DataError(f"interval: found {interval}; wanted a probability between 0 and 1")
 
 
 def _scores(fit: Any, kind: ScoreKind) -> dict[str, np.ndarray]:
@@ -149,6 +153,7 @@ def labels(fit: Any) -> dict[str, Any]:
 
 def scales(fit: Any, interval: float) -> xr.Dataset:
     """Log scales with intervals; see `MEDMAGMAFit.scales`."""
+    _check_interval(interval)
     joint = fit.guide.scales
     log_u, log_v, log_omega = joint.as_sites(joint.loc)
     outer = () if joint.num_sets is None else ("replicate",)

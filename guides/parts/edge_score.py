@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from embergraph.models.parts.errors import DataError
-
+from ...models.parts.errors import DataError
 from .edge_state import off_diagonal
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from embergraph.models.parts.errors import DataError
+from ...models.parts.errors import DataError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

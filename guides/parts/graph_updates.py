@@ -15,10 +15,11 @@ from ...models.med_magma import MEDMAGMA
 from ...models.parts.errors import DataError, NotSparseError
 from ...models.parts.graph_priors import FixedGraph, GaussianGraph, GraphPrior, LaplaceGraph, SparseGraph, SpectralGraph
 from ...models.parts.scale_priors import FlatScales
+from .edge_bound import log_prior
 from .edge_state import AxisEdges, EdgePrior, confident_precision
 from .log_scale_family import LogScales
 from .scale_updates import ScaleProblem, log_det, log_normalisers, log_prior_of_spreads
-from .sparse_edges import one_round
+from .sparse_edges import one_round, start
 from .sparse_l1 import l1_weights, sparse_precision
 from .spectral import automatic_shrink, spectral_precision
 
@@ -98,6 +99,15 @@ class EdgePosteriors(GraphUpdate):
         return found
 
     @staticmethod
+    def prepare(guide: MEDMAGMAGuide, model: MEDMAGMA, scaled: list[Tensor]) -> None:
+        """Start from the empty graph under the model's priors."""
+        assert guide.edges is not None
+        priors = [_edge_prior(getattr(model, f"{axis}_graph")) for axis in AXES]
+        sizes = guide.num_cells, guide.num_genes
+        guide.edges.store(start(*sizes, *priors, device=guide.S_cell.device))
+        guide.hold_known_graphs(model)
+
+    @staticmethod
     def scales_due(guide: MEDMAGMAGuide, model: MEDMAGMA, step: int) -> bool:
         """Always while spreads are learned; else every third sweep with many matrices, and never again with few."""
         if not _flat(model):
@@ -149,7 +159,7 @@ class EdgePosteriors(GraphUpdate):
         for axis, edges in zip(AXES, (state.row, state.col), strict=True):
             graph = getattr(model, f"{axis}_graph")
             if isinstance(graph, SparseGraph):
-                total += float(_spike_and_slab(edges, _edge_prior(graph)))
+                total += float(log_prior(edges, _edge_prior(graph), marginal=True))
         return total
 
 
@@ -276,7 +286,7 @@ def _edge_prior(graph: GraphPrior) -> EdgePrior:
     if isinstance(graph, SparseGraph):
         return EdgePrior(
             expected_degree=graph.expected_degree, slab_scale=graph.slab_scale, log_odds=graph.log_odds,
-            propensity=graph.propensity, hubs=graph.hubs,
+            propensity=graph.propensity, hubs=graph.hubs, closure_sd=graph.closure,
         )  # fmt: skip
     return EdgePrior(expected_degree=1.0, kind="gaussian")
 
@@ -291,22 +301,3 @@ def _store_points(point: torch.nn.Module, axis: str, edges: AxisEdges) -> None:
     for name, value in values.items():
         if name in held:
             held[name].copy_(value)
-
-
-def _spike_and_slab(edges: AxisEdges, prior: EdgePrior) -> Tensor:
-    """What edges add to the log likelihood of the graph of likely edges, whether and how strong each is integrated out.
-
-    By Newton's formula the integral of a likely edge's weight around its estimate gives sqrt(variance / s2)
-    exp(-mean^2 / (2 s2)). A pair left out of the graph is integrated out by itself: log(1 - pi + pi BF), its Bayes
-    factor BF being the ratio of posterior and prior odds.
-    """
-    row, col = torch.triu_indices(*edges.precision.shape, 1, device=edges.precision.device)
-    weight, mean, variance, odds = (
-        values[row, col] for values in (edges.precision, edges.mean, edges.variance, edges.posterior_log_odds)
-    )
-    s2, logits = edges.slab_variance, edges.log_odds + prior.offset(edges.precision)[row, col]
-    inside = torch.nn.functional.logsigmoid(logits) + 0.5 * (variance / s2).log() - 0.5 * mean**2 / s2
-    outside = torch.nn.functional.logsigmoid(-logits) + torch.nn.functional.softplus(odds)
-    hyper = -0.5 * ((edges.log_odds - prior.centre(len(edges.precision))) / prior.log_odds_sd) ** 2
-    hyper = hyper - prior.slab_weight * (s2.log() + prior.slab_scale**2 / s2)
-    return torch.where(weight != 0, inside, outside).sum() + hyper

@@ -10,13 +10,12 @@ updated from the same state.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from embergraph.models.parts.errors import DataError, NumericalError
-
+from ...models.parts.errors import DataError, NumericalError
 from .edge_curvature import block_trace, curvature, quadrature
 from .edge_learning import hub_offset, learn_coefficient, learn_slab, learn_triangles
 from .edge_state import AxisEdges, EdgePrior, EdgeState, check_statistics, confident_precision, off_diagonal
@@ -110,7 +109,13 @@ def one_round(
         float((col_precision - state.col.precision).abs().max()),
     )
     row, col = replace(row, precision=row_precision), replace(col, precision=col_precision)
-    return EdgeState(row, col, rounds, change, converged=False)
+    return EdgeState(_mirrored(row), _mirrored(col), rounds, change, converged=False)
+
+
+def _mirrored(axis: AxisEdges) -> AxisEdges:
+    """Every matrix equal to its mirror to the last bit: thresholds turn a rounding difference into an edge one way."""
+    values = {field.name: getattr(axis, field.name) for field in fields(AxisEdges)}
+    return AxisEdges(**{name: 0.5 * (x + x.T) if x.dim() == 2 else x for name, x in values.items()})
 
 
 def fit_edges(
