@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xarray as xr
+from scipy.sparse import issparse
 
 from .encoding import encode_columns, levels_of
 from .models.parts.errors import DataError
@@ -245,7 +246,7 @@ def from_anndata(
 def _matrix(name: str, dims: tuple[str, str], values: Any) -> Real[np.ndarray, "row column"]:
     if hasattr(values, "columns"):
         raise DataError(f"{name} is a data frame; from_arrays would lose its names, wanted from_dataframes")
-    array = np.asarray(values)
+    array = values.toarray() if issparse(values) else np.asarray(values)
     if array.ndim != 2:
         raise DataError(f"{name} has shape {array.shape}; wanted two axes, ({dims[0]}, {dims[1]})")
     if array.dtype.kind not in "iuf":

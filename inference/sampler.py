@@ -199,8 +199,10 @@ class Sampler:
                     return False
                 values = {n: s["value"] for n, s in latent_sites(together).items()}
             together = self._trace(self.model, values, PROBE)
+            # Replayed, since a flat prior has values from the guide alone.
+            given = self.model if guide_trace is None else poutine.replay(self.model, trace=guide_trace)
             with poutine.block():
-                alone = poutine.trace(self.model).get_trace(**self.inputs)
+                alone = poutine.trace(given).get_trace(**self.inputs)
             return self._agrees(self.model, together, alone) and self._agrees_when_summed(together)
         except Exception:  # whatever a model does that was not written for it
             return False

@@ -75,7 +75,7 @@ def test_gradients_pass_through_packing() -> None:
     torch.testing.assert_close(gradient, pairs_of(weight + weight.mT))
 
 
-# --- laws --------------------------------------------------------------------------------------------------------------
+# --- laws ------------------------------------------------------------------------------------------------------------
 
 
 def accepted(sample: Tensor, law: Any) -> bool:
@@ -208,14 +208,15 @@ def test_spectral_graphs_are_flat_and_fixed_ones_have_no_sites() -> None:
     trace = poutine.trace(poutine.condition(spectral.sample, some)).get_trace("cell", 4)
     assert torch.equal(trace.nodes["_RETURN"]["value"], some["cell_precision"])
     assert float(trace.log_prob_sum()) == 0.0
-    assert not spectral.proper and FixedGraph(3).proper
+    assert not spectral.proper
+    assert FixedGraph(3).proper
     fixed = FixedGraph(np.diag([1.0, 2.0, 3.0]))
     trace = poutine.trace(fixed.sample).get_trace("cell", 3)
     assert not [n for n, s in trace.nodes.items() if s["type"] == "sample"]
     assert torch.equal(FixedGraph(3).double().sample("cell", 3), torch.eye(3, **DOUBLE))
 
 
-# --- names, settings, refusals --------------------------------------------------------------------------------------
+# --- names, settings, refusals ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("axis", ["cell", "gene"])

@@ -151,7 +151,8 @@ def test_what_is_stored_comes_back(covariance: Any, num_sets: int | None) -> Non
         torch.testing.assert_close(torch.cat(scales.start(k) or ()), wanted.mean)
     again = JointScales(N, P, num_sets, covariance).double()
     again.load_state_dict(scales.state_dict())
-    assert torch.equal(again.loc, scales.loc) and torch.equal(again.factor, scales.factor)
+    assert torch.equal(again.loc, scales.loc)
+    assert torch.equal(again.factor, scales.factor)
     scales.move_to([fitted(covariance, seed + 10) for seed in range(num_sets or 1)])
     torch.testing.assert_close(scales.as_log_scales()[0].mean, fitted(covariance, 10).mean)
     torch.testing.assert_close(scales.as_log_scales()[0].spread, given[0].spread)
@@ -228,4 +229,5 @@ def test_double_precision_is_reached_from_a_single_precision_start() -> None:
     nodes = drawn(scales, 2)
     assert nodes["log_u"]["value"].dtype == torch.double
     log_volume = float(scales.factor.norm(dim=-2).log().sum())
-    assert abs(log_volume) < 1e-5 and math.isfinite(log_volume)
+    assert abs(log_volume) < 1e-5
+    assert math.isfinite(log_volume)

@@ -98,7 +98,7 @@ def expected_quadratic(guide: MEDMAGMAGuide, D: Tensor) -> list[float]:
     return found
 
 
-# --- one update ---------------------------------------------------------------------------------------------------------
+# --- one update ------------------------------------------------------------------------------------------------------
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -175,7 +175,7 @@ def test_first_moments_are_row_and_column_scaling() -> None:
 
 def test_graph_steps_are_those_of_the_edge_estimator() -> None:
     data = data_of()
-    model, guide, _ = swept(data, num_steps=4)
+    _, guide, _ = swept(data, num_steps=4)
     state = pair(data)[1].edges.state()
     for _ in range(4):
         state = one_round(state, guide.S_cell, guide.S_gene, 1, EdgePrior(2.0), EdgePrior(2.0))
@@ -262,7 +262,8 @@ def test_the_e_step_is_chosen_by_size() -> None:
     assert MEDMAGMAGuide(MEDMAGMA(12, 15)).e_step == "laplace"
     assert FULL_UP_TO == 1500
     large = MEDMAGMAGuide(MEDMAGMA(2, 1499))
-    assert large.e_step == "mean_field" and large.scales.covariance == "mean_field"
+    assert large.e_step == "mean_field"
+    assert large.scales.covariance == "mean_field"
 
 
 def test_the_variational_e_step_has_the_best_bound() -> None:
@@ -274,7 +275,7 @@ def test_the_variational_e_step_has_the_best_bound() -> None:
     assert found["variational"] > found["laplace"] > found["mean_field"]
 
 
-# --- scales -----------------------------------------------------------------------------------------------------------
+# --- scales ----------------------------------------------------------------------------------------------------------
 
 
 def correlation(found: Tensor, truth: Any) -> float:
@@ -403,7 +404,7 @@ def test_without_noise_the_spread_vanishes_and_the_scales_with_it() -> None:
         assert of_flat > 2 * error, "flat scales take out what is no scale"
 
 
-# --- dependence -------------------------------------------------------------------------------------------------------
+# --- dependence ------------------------------------------------------------------------------------------------------
 
 
 def test_widening_is_one_where_the_graph_says_all() -> None:
@@ -451,7 +452,7 @@ def test_refining_leaves_the_graphs_and_widens_the_scales() -> None:
     torch.testing.assert_close(fixed.scales.site_variances()[0], plain[0])  # nothing is left out of a known graph
 
 
-# --- storage ------------------------------------------------------------------------------------------------------------
+# --- storage ---------------------------------------------------------------------------------------------------------
 
 
 def test_edges_are_stored_as_they_are() -> None:

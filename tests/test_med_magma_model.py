@@ -95,7 +95,7 @@ def values_of(trace: Any) -> dict[str, Tensor]:
     return {n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and n != "replicate"}
 
 
-# --- density -----------------------------------------------------------------------------------------------------------
+# --- density ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("structure", ["sum", "product"])
@@ -222,7 +222,7 @@ def test_a_prior_may_be_a_hierarchy() -> None:
     assert model.settings() is None
 
 
-# --- shapes and names ----------------------------------------------------------------------------------------------------
+# --- shapes and names ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_replicates", [None, 1, M])
@@ -329,7 +329,7 @@ def test_settings_rebuild_the_model() -> None:
         MEDMAGMA.from_settings({**MEDMAGMA(N, P).settings(), "cell_graph": {"kind": "system"}})
 
 
-# --- simulation ----------------------------------------------------------------------------------------------------------
+# --- simulation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_replicates", [None, M])
@@ -394,7 +394,7 @@ def test_priors_outside_of_the_cone_are_said_to_be() -> None:
         MEDMAGMA(N, P, **proper(cell_graph=wild, gene_graph=wild)).simulate()
 
 
-# --- known graphs ----------------------------------------------------------------------------------------------------------
+# --- known graphs ----------------------------------------------------------------------------------------------------
 
 
 def test_given_graphs_leave_the_rest_as_it_is() -> None:
@@ -405,7 +405,9 @@ def test_given_graphs_leave_the_rest_as_it_is() -> None:
     D = torch.as_tensor(truth["expression"].values)
     values = values_of(traced(given, expression=D))
     assert {"log_u", "log_v", "log_omega", "tau_u", "tau_v", "stretch_u", "expression"} == set(values)
-    assert given.zeros == "structural" and given.shared_scales and given.overall_prior is model.overall_prior
+    assert given.zeros == "structural"
+    assert given.shared_scales
+    assert given.overall_prior is model.overall_prior
     both = {**values, "cell_edges": pairs_of(Psi[0]), "gene_edges": pairs_of(Psi[1])}
     for axis in ("cell", "gene"):
         both |= {
@@ -421,7 +423,7 @@ def test_given_graphs_leave_the_rest_as_it_is() -> None:
     assert MEDMAGMA(N, P, structure="independent_cells").given(torch.eye(N), Psi[1]).omega_structure == "sum"
 
 
-# --- routines that know nothing of the model ------------------------------------------------------------------------------
+# --- routines that know nothing of the model -------------------------------------------------------------------------
 
 
 def test_svi_runs_on_the_model() -> None:

@@ -81,7 +81,7 @@ def edge_law(fit: Any, axis: str) -> EdgeLaw:
     precision, other_precision = (getattr(guide, f"{name}_precision") for name in (axis, other))
     if guide.edges is not None:
         edges: AxisEdges = getattr(guide.edges.state(), AXES[axis])
-        probability, mean, sd = edges.probability, edges.mean, edges.variance.sqrt()
+        probability, mean, sd = edges.probability, edges.mean, edges.variance.clamp(min=1e-24).sqrt()
     else:
         values, vectors = torch.linalg.eigh(precision)
         m = fit.model.num_replicates or 1

@@ -6,6 +6,7 @@ A family is chosen by the priors of the model's two axes. Each works on the guid
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,8 @@ from ...models.parts.errors import DataError, NotSparseError
 from ...models.parts.graph_priors import FixedGraph, GaussianGraph, GraphPrior, LaplaceGraph, SparseGraph, SpectralGraph
 from ...models.parts.scale_priors import FlatScales
 from .edge_bound import log_prior
-from .edge_state import AxisEdges, EdgePrior, confident_precision
+from .edge_sampler import sample_edges
+from .edge_state import AxisEdges, EdgePrior, EdgeState, confident_precision
 from .log_scale_family import LogScales
 from .scale_updates import ScaleProblem, log_det, log_normalisers, log_prior_of_spreads
 from .sparse_edges import one_round, start
@@ -261,6 +263,25 @@ def family_of(cell_graph: GraphPrior, gene_graph: GraphPrior) -> str:
     if name not in GRAPH_UPDATES:
         raise DataError(f"graph prior: found {name}; wanted one with closed-form updates (use svi or mcmc for others)")
     return name
+
+
+def sample_into(guide: MEDMAGMAGuide, model: MEDMAGMA, *, num_sweeps: int, num_burn_in: int, seed: int) -> None:
+    """Replace the guide's estimates of single edges by samples of their posterior."""
+    assert guide.edges is not None
+    priors = [_edge_prior(getattr(model, f"{axis}_graph")) for axis in AXES]
+    m, state = model.num_replicates or 1, guide.edges.state()
+    found = sample_edges(
+        guide.S_cell, guide.S_gene, m, *priors, num_sweeps=num_sweeps, num_burn_in=num_burn_in, seed=seed
+    )
+    axes = [
+        replace(
+            edges, probability=drawn.probability, mean=drawn.mean, variance=drawn.variance,
+            posterior_log_odds=drawn.probability.clamp(1e-12, 1 - 1e-12).logit(),
+        )
+        for edges, drawn in zip((state.row, state.col), found, strict=True)
+    ]  # fmt: skip
+    guide.edges.store(EdgeState(*axes, rounds=state.rounds, change=0.0, converged=True))
+    guide.hold_known_graphs(model)
 
 
 def _check_held(axis: str, edges: AxisEdges) -> None:
