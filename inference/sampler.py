@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import infer_discrete
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
@@ -212,6 +213,7 @@ class Sampler:
         last = {
             name: site["value"][-1].reshape(like.nodes[name]["value"].shape)
             for name, site in latent_sites(together).items()
+            if not _is_point(site)  # follows from the others, and not to the last bit
         }
         with poutine.block(), Supply(last):
             alone = poutine.trace(fn).get_trace(**self.inputs)
@@ -238,6 +240,13 @@ class Sampler:
         one = self._marginal_log_p({name: value[-1] for name, value in values.items()}, 1)
         self.vectorised = True
         return bool(torch.allclose(many[-1].double(), one[0].double(), rtol=1e-3, atol=1e-3, equal_nan=True))
+
+
+def _is_point(site: Mapping[str, Any]) -> bool:
+    law = site["fn"]
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return isinstance(law, Delta)
 
 
 def _event_dim(site: Mapping[str, Any]) -> int:

@@ -89,8 +89,8 @@ def test_hyperparameters_of_sparse_graphs(seed: int) -> None:
     found = draws(SparseGraph(3.0, 0.4), 11, 4000)
     assert accepted(found["gene_log_odds"], stats.norm(math.log(3.0 / 10), 0.15))
     assert not accepted(found["gene_log_odds"], stats.norm(math.log(3.0 / 11), 0.15))
-    assert accepted(found["gene_slab_precision"], stats.gamma(60, scale=1 / (60 * 0.4**2)))
-    assert not accepted(found["gene_slab_precision"], stats.gamma(60, scale=1 / (60 * 0.41**2)))
+    assert accepted(found["gene_slab_precision"], stats.gamma(10, scale=1 / (10 * 0.4**2)))
+    assert not accepted(found["gene_slab_precision"], stats.gamma(10, scale=1 / (10 * 0.42**2)))
 
 
 def share_of_edges(graph: SparseGraph, size: int, num_draws: int = 4000) -> Tensor:
@@ -112,15 +112,16 @@ def test_share_of_the_slab_is_the_expected_degree(degree: float) -> None:
 
 
 def test_slab_and_spike_have_their_scales() -> None:
-    weights = pairs_of(draws(SparseGraph(4.0, 0.3, spike_scale=0.001), 10, 3000)["precision"])
+    # weights of one matrix share their slab: one weight a draw
+    weights = pairs_of(draws(SparseGraph(4.0, 0.3, spike_scale=0.001), 10, 30_000)["precision"])[:, 0]
     slab = weights[weights.abs() > 0.01]
     spike = weights[weights.abs() < 0.004]
     assert float(spike.std()) == pytest.approx(0.001, rel=0.02)
-    # 1 / s^2 ~ Gamma(60, 60 * .3^2): the marginal is a Student-t of 120 degrees of freedom; cut at .01
-    law = stats.t(120, scale=0.3)
+    # 1 / s^2 ~ Gamma(10, 10 * .3^2): the marginal is a Student-t of 20 degrees of freedom; cut at .01
+    law = stats.t(20, scale=0.3)
     mass = 2 * law.sf(0.01)
     assert stats.kstest(slab.abs().numpy(), lambda x: (2 * law.cdf(x) - 1 - (1 - mass)) / mass).pvalue > 1e-4
-    wrong = stats.t(120, scale=0.32)
+    wrong = stats.t(20, scale=0.32)
     mass = 2 * wrong.sf(0.01)
     assert stats.kstest(slab.abs().numpy(), lambda x: (2 * wrong.cdf(x) - 1 - (1 - mass)) / mass).pvalue < 1e-4
 
@@ -187,7 +188,7 @@ def test_log_density_of_a_sparse_graph_by_hand() -> None:
     value = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
     eta, tau, hubs = value["gene_log_odds"], value["gene_slab_precision"], value["gene_propensity"]
     total = dist.Normal(math.log(1.5 / 3), 0.15).log_prob(eta)
-    total = total + dist.Gamma(torch.tensor(60.0, **DOUBLE), torch.tensor(60 * 0.09, **DOUBLE)).log_prob(tau)
+    total = total + dist.Gamma(torch.tensor(10.0, **DOUBLE), torch.tensor(10 * 0.09, **DOUBLE)).log_prob(tau)
     total = total + dist.Gamma(torch.tensor(2.0, **DOUBLE), torch.tensor(2.0, **DOUBLE)).log_prob(hubs).sum()
     pair = 0
     for i in range(size):

@@ -21,7 +21,8 @@ from embergraph.guides.med_magma import FULL_UP_TO, MEDMAGMAGuide
 from embergraph.guides.parts.dependence import variance_inflation
 from embergraph.guides.parts.edge_buffers import EdgeBuffers
 from embergraph.guides.parts.edge_state import EdgePrior
-from embergraph.guides.parts.sparse_edges import one_round
+from embergraph.guides.parts.scale_updates import ScaleProblem
+from embergraph.guides.parts.sparse_edges import one_round, start
 from embergraph.guides.parts.spectral import spectral_precision
 from embergraph.models import (
     MEDMAGMA,
@@ -73,27 +74,20 @@ def swept(data: xr.Dataset, model: MEDMAGMA | None = None, num_steps: int = 3, *
     return model, guide, bounds
 
 
-def expected_quadratic(guide: MEDMAGMAGuide, D: Tensor) -> list[float]:
-    """E[q] of every matrix under the guide's scales and graphs, by Monte Carlo-free log-normal sums."""
+def expected_quadratic(guide: MEDMAGMAGuide, graphs: tuple[Tensor, Tensor], D: Tensor) -> list[float]:
+    """E[q] of every matrix under the guide's scales: log-normal moments, entry by entry."""
     found = []
     for Y, scales in zip(D.reshape(-1, *D.shape[-2:]), guide.scales.as_log_scales(), strict=True):
         n, p = Y.shape
         sigma = scales.covariance if scales.covariance is not None else scales.spread.diag()
-        mean, total = scales.mean, 0.0
-        for Psi, transpose in ((guide.cell_precision, False), (guide.gene_precision, True)):
-            for i in range(n if not transpose else p):
-                for k in range(n if not transpose else p):
-                    if Psi[i, k] == 0:
-                        continue
-                    for j in range(p if not transpose else n):
-                        exponents = torch.zeros(n + p, **DOUBLE)
-                        rows, cols = ((i, k), (j, j)) if not transpose else ((j, j), (i, k))
-                        for r in rows:
-                            exponents[r] += 1
-                        for c in cols:
-                            exponents[n + c] += 1
-                        weight = (exponents @ mean + 0.5 * exponents @ sigma @ exponents).exp()
-                        total += float(Psi[i, k] * Y[rows[0], cols[0]] * Y[rows[1], cols[1]] * weight)
+        unit, total = torch.eye(n + p, **DOUBLE), 0.0
+        pairs = [(float(graphs[0][i, k]), (i, j), (k, j)) for i in range(n) for k in range(n) for j in range(p)]
+        pairs += [(float(graphs[1][j, k]), (i, j), (i, k)) for j in range(p) for k in range(p) for i in range(n)]
+        for weight, one, other in pairs:
+            if weight:
+                exponents = unit[one[0]] + unit[n + one[1]] + unit[other[0]] + unit[n + other[1]]
+                moment = (exponents @ scales.mean + 0.5 * exponents @ sigma @ exponents).exp()
+                total += weight * float(Y[one] * Y[other] * moment)
         found.append(total)
     return found
 
@@ -117,12 +111,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", ["edges", "spectral"])
 @pytest.mark.parametrize("m", [None, 2])
 def test_the_quadratic_form_has_its_exact_expectation(e_step: Any, family: str, m: int | None) -> None:
-    """E[q] = N after every sweep, for every matrix: log-normal moments summed entry by entry."""
+    """E[q] = N of every matrix when the scales were fitted, with the graphs that they were given."""
     data = data_of(6, 8, m)
+    D = expression_of(data)
     for num_steps in (1, 4):
-        _, guide, _ = swept(data, MEDMAGMA.for_data(data, **FAMILIES[family]), num_steps, e_step=e_step)
-        for q in expected_quadratic(guide, expression_of(data)):
+        model, guide, _ = swept(data, MEDMAGMA.for_data(data, **FAMILIES[family]), num_steps, e_step=e_step)
+        graphs = guide.graphs_for_scales()
+        with torch.no_grad():
+            guide.fit_scales(ScaleProblem(model, D, guide.point), *graphs)
+        for q in expected_quadratic(guide, graphs, D):
             assert q == pytest.approx(48, rel=1e-8)
+        total = (graphs[0] * guide.S_cell).sum() + (graphs[1] * guide.S_gene).sum()
+        assert float(total) == pytest.approx(48, rel=1e-8)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -176,7 +176,7 @@ def test_first_moments_are_row_and_column_scaling() -> None:
 def test_graph_steps_are_those_of_the_edge_estimator() -> None:
     data = data_of()
     _, guide, _ = swept(data, num_steps=4)
-    state = pair(data)[1].edges.state()
+    state = start(12, 15, EdgePrior(2.0), EdgePrior(2.0))
     for _ in range(4):
         state = one_round(state, guide.S_cell, guide.S_gene, 1, EdgePrior(2.0), EdgePrior(2.0))
     torch.testing.assert_close(guide.edges.state().row.probability, state.row.probability)
