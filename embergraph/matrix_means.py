@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import xarray as xr
 
@@ -37,9 +39,9 @@ def remove_profile(data: xr.Dataset) -> xr.Dataset:
     if not isinstance(data, xr.Dataset) or "expression" not in data:
         raise DataError("data: found no variable 'expression'; wanted a Dataset with one")
     check_matrix("expression", data["expression"])
-    scaled, log_row, log_column = sinkhorn_scale(data["expression"])
+    scaled, log_row, log_column = cast("tuple[xr.DataArray, ...]", sinkhorn_scale(data["expression"]))
     rest = scaled - scaled.mean("cell") - scaled.mean("gene") + scaled.mean(("cell", "gene"))
     if not bool((np.abs(rest) > 1e-12).any()):
         raise DataError("expression: found nothing beyond its row and column means; wanted a matrix that varies")
-    scales = {"log_row_scale": -log_row, "log_column_scale": -log_column}
-    return data.assign(expression=rest.transpose(*data["expression"].dims), **scales)
+    rest = rest.transpose(*data["expression"].dims)
+    return data.assign(expression=rest, log_row_scale=-log_row, log_column_scale=-log_column)

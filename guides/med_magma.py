@@ -60,6 +60,7 @@ class MEDMAGMAGuide(torch.nn.Module):
     S_cell: Tensor
     S_gene: Tensor
     shrink: Tensor
+    relative_change: Tensor
 
     def __init__(self, model: MEDMAGMA, e_step: EStep | Literal["auto"] = "auto") -> None:
         if model.omega_structure == "product":
@@ -139,14 +140,14 @@ class MEDMAGMAGuide(torch.nn.Module):
         updates = GRAPH_UPDATES[self.family]
         fitted = None
         if step == 0:
-            fitted = self.start(problem, updates, model)
+            fitted = self.first_scales(problem, updates, model)
         elif updates.scales_due(self, model, step):
             fitted = self.fit_scales(problem, *updates.graphs_for_scales(self))
         self.fit_graphs(updates, model)
         update_spreads(model, self.point, self.scales)
         return updates.bound(self, model, problem, fitted) + updates.log_prior(self, model)
 
-    def start(self, problem: ScaleProblem, updates: type[GraphUpdate], model: MEDMAGMA) -> list[LogScales]:
+    def first_scales(self, problem: ScaleProblem, updates: type[GraphUpdate], model: MEDMAGMA) -> list[LogScales]:
         """First E-step. Where there is no graph yet its mode is row and column scaling, which gives the moments."""
         self.hold_known_graphs(model)
         graphs = updates.graphs_for_scales(self)
@@ -201,6 +202,9 @@ class MEDMAGMAGuide(torch.nn.Module):
         if self.family != "fixed" and bool(self.S_cell.any()):
             inflation = variance_inflation(self.S_cell, self.S_gene, *graphs, model.num_replicates or 1)
             self.scales.widen(*inflation)
+        if model.overall_prior is not None:
+            prior, sets = model.overall_prior, range(len(problem.sets))
+            self.scales.shift_overall([problem.overall_shift(k, prior, self.scales) for k in sets])
 
     def take_graphs(self, Psi_1: Float[Tensor, "cell cell_other"], Psi_2: Float[Tensor, "gene gene_other"]) -> None:
         """Hold graphs that were estimated elsewhere, at the guide's own overall scale."""

@@ -206,7 +206,8 @@ def _inside(fit: Fit, inputs: Mapping[str, Tensor], seed: int) -> AbstractContex
 
 
 def _stored_pass(fit: Fit, flat: dict[str, Tensor], inputs: Mapping[str, Tensor], *, predictive: bool) -> Pass:
-    sampler = Sampler(fit.model, None, inputs)
+    example = None if fit.schema.normalised else {name: value[0].to(fit.device) for name, value in flat.items()}
+    sampler = Sampler(fit.model, None, inputs, example)
     passes = []
     for part, count in _chunks(sampler, flat, 0):
         moved = {name: value.to(fit.device) for name, value in part.items()}

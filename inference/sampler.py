@@ -48,13 +48,20 @@ class Sampler:
         Pyro callables; `guide` is None for stored draws and for the prior.
     inputs
         Keyword arguments of both.
+    example
+        One draw of the latent sites, for models whose prior is flat and has none.
     """
 
     def __init__(
-        self, model: Callable[..., Any], guide: Callable[..., Any] | None, inputs: Mapping[str, Tensor]
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None,
+        inputs: Mapping[str, Tensor],
+        example: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.guide, self.inputs = model, guide, dict(inputs)
-        with torch.no_grad(), poutine.block():
+        self.example = dict(example or {})
+        with torch.no_grad(), poutine.block(), Supply(self.example):
             guide_trace = poutine.trace(guide).get_trace(**self.inputs) if guide is not None else None
             replayed = poutine.replay(model, trace=guide_trace) if guide_trace is not None else model
             trace = poutine.trace(replayed).get_trace(**self.inputs)
@@ -193,7 +200,7 @@ class Sampler:
     def _probe(self, guide_trace: Any) -> bool:
         """Whether a draw in a vectorised pass is worth what it is worth alone."""
         try:
-            values: dict[str, Tensor] = {}
+            values = {name: value.expand(PROBE, *value.shape) for name, value in self.example.items()}
             if guide_trace is not None:
                 together = self._trace(self.guide, {}, PROBE)
                 if not self._agrees(self.guide, together, guide_trace):
@@ -202,7 +209,7 @@ class Sampler:
             together = self._trace(self.model, values, PROBE)
             # Replayed, since a flat prior has values from the guide alone.
             given = self.model if guide_trace is None else poutine.replay(self.model, trace=guide_trace)
-            with poutine.block():
+            with poutine.block(), Supply(self.example):
                 alone = poutine.trace(given).get_trace(**self.inputs)
             return self._agrees(self.model, together, alone) and self._agrees_when_summed(together)
         except Exception:  # whatever a model does that was not written for it

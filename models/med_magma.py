@@ -69,8 +69,7 @@ class MEDMAGMA(torch.nn.Module):
     cell_scales, gene_scales
         Priors of the log scales: `FlatScales` (default), `NormalScales`, `StudentScales`.
     overall_prior
-        Prior of log omega, a distribution of scalars; None: flat. The EM guide takes it for flat: a matrix says
-        nearly all there is to know of its overall scale.
+        Prior of log omega, a distribution of scalars; None: flat.
     shared_scales
         Whether all matrices have the same u, v and omega.
     zeros

@@ -565,7 +565,7 @@ def test_knowledge_of_the_graph_helps() -> None:
 def test_the_scale_of_a_gaussian_prior_counts() -> None:
     data = data_of(20, 25)
     tight, loose = (
-        fitted(data, cell_graph=GaussianGraph(s), gene_graph=GaussianGraph(s)).graphs() for s in (0.01, 1.0)
+        fitted(data, cell_graph=GaussianGraph(s), gene_graph=GaussianGraph(s)).graphs() for s in (0.001, 1.0)
     )
     assert float(abs(tight["cell_partial_correlation"]).max()) < 0.5 * float(
         abs(loose["cell_partial_correlation"]).max()

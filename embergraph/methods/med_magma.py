@@ -33,6 +33,7 @@ EStep = Literal["auto", "laplace", "variational", "mean_field", "published"]
 class MEDMAGMAFit(Fit):
     """A fitted MED-MAGMA: a `Fit` that also tells graphs and scales."""
 
+    model: MEDMAGMA
     guide: MEDMAGMAGuide
 
     def graphs(self, *, threshold: float = 0.05, interval: float = 0.9, score: ScoreKind = "auto") -> xr.Dataset:
@@ -279,7 +280,7 @@ def _as_published(model: MEDMAGMA, data: xr.Dataset, max_iter: int, stop_tol: fl
         raise DataError(f"model: found {found}; wanted SpectralGraph(shrink=0) on both axes for e_step='published'")
     values = data["expression"].values.astype("float64")
     ridge = float(cast("SpectralGraph", graphs[0]).ridge)
-    found = published_em(
+    result = published_em(
         torch.as_tensor(published_quotient(values)),
         max_iter=max_iter,
         stop_tol=stop_tol,
@@ -287,15 +288,16 @@ def _as_published(model: MEDMAGMA, data: xr.Dataset, max_iter: int, stop_tol: fl
         seed=seed,
     )
     with isolated(seed, dtype=torch.double) as store, torch.no_grad():
-        copied, guide, _ = make_pair(model, MEDMAGMAGuide, {"expression": torch.as_tensor(values)})
-        guide.take_graphs(found.row_precision, found.col_precision)
+        made, guide, _ = make_pair(model, MEDMAGMAGuide, {"expression": torch.as_tensor(values)})
+        copied, guide = cast("MEDMAGMA", made), cast("MEDMAGMAGuide", guide)
+        guide.take_graphs(result.row_precision, result.col_precision)
         guide.refine_scales(copied, {"expression": torch.as_tensor(values)})
     settings = {
-        "routine": "published em", "seed": seed, "steps_done": len(found.changes), "converged": found.converged,
-        "final_loss": found.changes[-1], "loss": "change of the graphs in a step",
+        "routine": "published em", "seed": seed, "steps_done": len(result.changes), "converged": result.converged,
+        "final_loss": result.changes[-1], "loss": "change of the graphs in a step",
     }  # fmt: skip
     template = Template.of(model.schema, data)
-    return MEDMAGMAFit(copied, guide, model.schema, template, history=[found.changes], settings=settings, store=store)
+    return MEDMAGMAFit(copied, guide, model.schema, template, history=[result.changes], settings=settings, store=store)
 
 
 register(MEDMAGMAFit)

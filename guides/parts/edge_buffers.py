@@ -33,11 +33,11 @@ class EdgeBuffers(torch.nn.Module):
 
     def state(self) -> EdgeState:
         """The state, with tensors that later updates do not change."""
-        axes = [
-            AxisEdges(**{field.name: getattr(getattr(self, axis), field.name).clone() for field in fields(AxisEdges)})
-            for axis in ("row", "col")
-        ]
-        return EdgeState(*axes, rounds=int(self.rounds), change=0.0, converged=False)
+        row, col = (
+            AxisEdges(**{field.name: getattr(axis, field.name).clone() for field in fields(AxisEdges)})
+            for axis in (self.row, self.col)
+        )
+        return EdgeState(row, col, rounds=int(self.rounds), change=0.0, converged=False)
 
     def store(self, state: EdgeState) -> None:
         """Put a state in place of the one that is held."""
@@ -48,9 +48,9 @@ class EdgeBuffers(torch.nn.Module):
 
     def hold(self, axis: str, precision: Tensor) -> None:
         """Put a known graph in place of an axis (``"cell"`` or ``"gene"``): nothing is uncertain about it."""
-        edges = self.row if axis == "cell" else self.col
-        edges.precision.copy_(precision)
-        edges.mean.copy_(precision).fill_diagonal_(0.0)
-        edges.probability.copy_(edges.mean != 0)
-        edges.variance.fill_(1e-12)
-        edges.z.zero_()
+        edges = dict((self.row if axis == "cell" else self.col).named_buffers())
+        edges["precision"].copy_(precision)
+        edges["mean"].copy_(precision).fill_diagonal_(0.0)
+        edges["probability"].copy_((edges["mean"] != 0).to(precision))
+        edges["variance"].fill_(1e-12)
+        edges["z"].zero_()

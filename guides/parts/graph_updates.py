@@ -121,11 +121,7 @@ class EdgePosteriors(GraphUpdate):
         """Unit diagonals with the edges that are as good as certain; known graphs as they are."""
         assert guide.edges is not None
         state = guide.edges.state()
-        cell, gene = confident_precision(state.row), confident_precision(state.col)
-        return (
-            cell if guide.sites["cell"] else guide.cell_precision,
-            gene if guide.sites["gene"] else guide.gene_precision,
-        )
+        return _for_scales(guide, "cell", state.row), _for_scales(guide, "gene", state.col)
 
     @staticmethod
     def step(guide: MEDMAGMAGuide, model: MEDMAGMA) -> None:
@@ -265,6 +261,14 @@ def family_of(cell_graph: GraphPrior, gene_graph: GraphPrior) -> str:
     return name
 
 
+def _for_scales(guide: MEDMAGMAGuide, axis: str, edges: AxisEdges) -> Tensor:
+    if not guide.sites[axis]:
+        return getattr(guide, f"{axis}_precision")
+    if hasattr(guide.point, f"{axis}_edge_scale"):  # no edge is certain where every pair is one
+        return torch.eye(len(edges.precision)).to(edges.precision)
+    return confident_precision(edges)
+
+
 def sample_into(guide: MEDMAGMAGuide, model: MEDMAGMA, *, num_sweeps: int, num_burn_in: int, seed: int) -> None:
     """Replace the guide's estimates of single edges by samples of their posterior."""
     assert guide.edges is not None
@@ -273,14 +277,14 @@ def sample_into(guide: MEDMAGMAGuide, model: MEDMAGMA, *, num_sweeps: int, num_b
     found = sample_edges(
         guide.S_cell, guide.S_gene, m, *priors, num_sweeps=num_sweeps, num_burn_in=num_burn_in, seed=seed
     )
-    axes = [
+    row, col = (
         replace(
             edges, probability=drawn.probability, mean=drawn.mean, variance=drawn.variance,
             posterior_log_odds=drawn.probability.clamp(1e-12, 1 - 1e-12).logit(),
         )
         for edges, drawn in zip((state.row, state.col), found, strict=True)
-    ]  # fmt: skip
-    guide.edges.store(EdgeState(*axes, rounds=state.rounds, change=0.0, converged=True))
+    )  # fmt: skip
+    guide.edges.store(EdgeState(row, col, rounds=state.rounds, change=0.0, converged=True))
     guide.hold_known_graphs(model)
 
 
@@ -309,7 +313,9 @@ def _edge_prior(graph: GraphPrior) -> EdgePrior:
             expected_degree=graph.expected_degree, slab_scale=graph.slab_scale, log_odds=graph.log_odds,
             propensity=graph.propensity, hubs=graph.hubs, closure_sd=graph.closure,
         )  # fmt: skip
-    return EdgePrior(expected_degree=1.0, kind="gaussian")
+    if isinstance(graph, GaussianGraph):
+        return EdgePrior(kind="gaussian", slab_scale=graph.scale, expected_degree=1.0)
+    return EdgePrior(expected_degree=1.0)  # of a known graph, whose estimate is thrown away
 
 
 def _store_points(point: torch.nn.Module, axis: str, edges: AxisEdges) -> None:

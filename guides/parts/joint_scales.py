@@ -104,6 +104,11 @@ class JointScales(torch.nn.Module):
                 factor.copy_(scales.spread.sqrt())
         self.fitted.fill_(True)
 
+    def shift_overall(self, shifts: Sequence[float]) -> None:
+        """Move log omega of each set, and nothing else."""
+        for k, shift in enumerate(shifts):
+            (self.loc if self.num_sets is None else self.loc[k]).add_(shift / 4)
+
     def move_to(self, fitted: Sequence[LogScales]) -> None:
         """Take over the means alone."""
         means = torch.stack([scales.mean for scales in fitted])

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ...models.med_magma import MEDMAGMA
+from ...models.parts.priors import Prior
 from ...models.parts.scale_priors import NormalScales, ScalePrior, StudentScales
 from .joint_scales import JointScales
 from .log_scale_family import LogScales, settled
@@ -86,6 +87,22 @@ class ScaleProblem:
         together = zip(self.sets, fitted, self.about, strict=True)
         targets = [(ScaleTarget.of(Y, Psi_1, Psi_2, **about), scales) for Y, scales, about in together]
         return [settled(target, scales.mean, scales.spread) for target, scales in targets]
+
+    def overall_shift(self, k: int, prior: Prior, scales: JointScales) -> float:
+        """How far a prior moves log omega of the k-th set from where E[q] = N, the rest held.
+
+        The likelihood in the shift d is N (d - e^d) / 2.
+        """
+        loc = scales.loc if scales.num_sets is None else scales.loc[k]
+        now, law = float(scales.as_sites(loc)[2]), prior.expand(())
+        counts = self.about[k]["counts"]
+        size = float(counts[0].sum()) if counts is not None else self.sets[k].numel()
+
+        def loss(shift: float) -> float:
+            value = torch.tensor(now + shift, dtype=torch.double)
+            return -0.5 * size * (shift - math.exp(shift)) - float(law.log_prob(value))
+
+        return float(minimize_scalar(loss, bounds=(-30.0, 30.0), method="bounded", options={"xatol": 1e-10}).x)
 
     def bounds(self, fitted: Sequence[LogScales], Psi_1: Tensor, Psi_2: Tensor) -> list[float]:
         """Evidence lower bound of each set given the graphs, up to a constant."""

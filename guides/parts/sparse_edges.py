@@ -65,7 +65,7 @@ def _empty_axis(size: int, prior: EdgePrior, device: torch.device | str | None) 
     zeros, variance = torch.zeros_like(identity), identity.new_tensor(prior.slab_scale**2)
     eta = identity.new_tensor(prior.centre(size))
     odds = torch.where(off_diagonal(identity), eta + prior.offset(identity), zeros)
-    probability = odds.sigmoid().fill_diagonal_(0.0)
+    probability = zeros if prior.kind == "gaussian" else odds.sigmoid().fill_diagonal_(0.0)
     spread = variance.expand_as(identity).clone()
     return AxisEdges(
         probability, odds, zeros, spread, zeros, identity, eta, variance, zeros.clone(), torch.zeros_like(eta)
@@ -206,7 +206,9 @@ def _axis_round(
     )
     if prior.closure_sd is not None and rounds >= TRIANGLES_FROM_ROUND:
         updated = learn_triangles(updated, offset, prior.closure_sd, _step(rounds))
-    target = _dense_target(y, t) if prior.kind == "gaussian" else _entry_weight(probability) * probability * mean
+    if prior.kind == "gaussian":
+        return _dense(updated, axis.slab_variance if rounds > 1 else None, y, t, prior)
+    target = _entry_weight(probability) * probability * mean
     return updated, target.fill_diagonal_(1.0)
 
 
@@ -217,7 +219,8 @@ def _error_variance(H: Tensor, other: AxisEdges, num_matrices: int) -> Tensor:
     spectrum of variance v raises the variance of a scaled Gram entry by 1 + v / 4 (second order at the identity). The
     scales that were fitted take up n / (n + 2) of it (exact for Gaussian rows of unit norm in every column).
     """
-    n, edges = len(H), other.probability * (other.mean**2 + other.variance)
+    n, uncertain = len(H), other.probability < 1
+    edges = (other.probability * (other.mean**2 + other.variance)).where(uncertain, other.precision**2)
     inside = (other.precision**2).sum() - len(other.precision)
     missing = ((edges.sum() - edges.diagonal().sum() - inside) / len(other.precision)).clamp(min=0.0)
     return (1 + missing / 4) * n / (n + 2) / (num_matrices * H)
@@ -238,11 +241,19 @@ def _entry_weight(probability: Tensor) -> Tensor:
     return ((probability - 0.5) / RAMP).clamp(0.0, 1.0)
 
 
-def _dense_target(y: Tensor, t: Tensor) -> Tensor:
-    """Every entry shrunk by a normal prior, whose variance is what the entries vary by beyond their errors."""
-    others = off_diagonal(y)
-    s2 = (y**2 - t)[others].mean().clamp(min=1e-8)
-    return y * s2 / (s2 + t)
+def _dense(axis: AxisEdges, s2: Tensor | None, y: Tensor, t: Tensor, prior: EdgePrior) -> tuple[AxisEdges, Tensor]:
+    """Every entry shrunk by a normal prior, its variance what the entries of the empty graph vary by beyond errors.
+
+    Under s ~ HalfNormal(slab_scale) the mode of s2 solves s2^2 / slab_scale^2 + pairs (s2 - excess) = 0. Learned again
+    in later rounds, s2 and the entries would drive each other.
+    """
+    if s2 is None:
+        pairs, width = 0.5 * len(y) * (len(y) - 1), prior.slab_scale**2
+        excess = (y**2 - t)[off_diagonal(y)].mean().clamp(min=1e-8)
+        s2 = 0.5 * width * pairs * (torch.sqrt(1 + 4 * excess / (pairs * width)) - 1)
+    mean, variance = y * s2 / (s2 + t), t * s2 / (s2 + t)
+    axis = replace(axis, mean=mean, variance=variance, slab_variance=s2, probability=off_diagonal(y).to(y))
+    return axis, mean.clone().fill_diagonal_(1.0)
 
 
 def _damped(
