@@ -219,10 +219,10 @@ for count in (1, 5):
 # many as there are cells.
 #
 # One thing is different from the simulation: counts are never negative. After scaling, most pairs of genes point the
-# same way, because what all have in common, the mean, is in the data. A sparse graph cannot say this and would call
-# every pair an edge. The spectral prior can: a common profile is one direction of large variance, and what is left
-# speaks of the edges. Its shrinkage is fixed at 0.9 here, in the flat part of the table of section 4. In general: if
-# `fit.report` counts most pairs as clear edges, the prior is wrong for the data.
+# same way, because what all have in common, the mean, is in the data. A sparse graph cannot hold so many edges: the
+# default prior notices, warns and falls back on the spectral one, which is asked for here from the start. It can hold a
+# common profile, one direction of large variance, and what is left speaks of the edges. Its shrinkage is fixed at 0.9,
+# in the flat part of the table of section 4. Or take the profile out first, with `eg.matrices.remove_profile`.
 
 # %%
 blood = eg.datasets.pbmc().isel(cell=slice(None, None, 8 if options.fast else 2))
