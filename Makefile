@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.installed
+METHOD ?= notmad
 BENCH  ?= simulated
 
 # Matrices are small: a second thread gains less than it costs when other work runs beside.
@@ -44,8 +45,8 @@ types: $(READY)  ## mypy on the package
 pytest: $(READY)  ## the tests alone
 	$(PY) -m pytest
 
-bench: $(READY)  ## compare with peers (long); choose by BENCH="sachs --archetypes 2-9"
-	$(PY) benchmarks/notmad.py $(BENCH)
+bench: $(READY)  ## compare with peers (long); choose by METHOD=notmad BENCH="sachs --archetypes 2-9"
+	$(PY) benchmarks/$(METHOD).py $(BENCH)
 
 clean:  ## remove .venv, outputs and caches
 	rm -rf $(VENV) .typecheck out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

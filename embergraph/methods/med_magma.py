@@ -184,8 +184,8 @@ def fit_med_magma(
     data: xr.Dataset,
     *,
     e_step: EStep = "auto",
-    num_steps: int = 60,
-    tolerance: float = 1e-6,
+    num_steps: int = 100,
+    tolerance: float = 4e-6,
     accelerate: str | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -209,7 +209,7 @@ def fit_med_magma(
         in place of everything here, so that one can see what it computes: only for one matrix, and for its ridge the
         `model` has SpectralGraph(shrink=0, ridge=...) on both axes.
     num_steps, tolerance, accelerate, seed, device, progress, checkpoint
-        As for `em`.
+        As for `em`; acceleration is for `SpectralGraph`.
 
     Returns
     -------
