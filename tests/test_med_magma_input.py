@@ -278,6 +278,7 @@ def test_precisions_outside_of_the_cone_are_refused() -> None:
         fitted(dataset(values_of()), cell_graph=FixedGraph(bad), gene_graph=FixedGraph(P))
 
 
+@pytest.mark.filterwarnings("ignore:.*linked, more strongly than any:UserWarning")  # counts among them
 def test_different_data_never_give_the_same_graph() -> None:
     """Nothing falls back to a default: random matrices, counts, zeros and single changed entries all differ."""
     rng = np.random.default_rng(0)
