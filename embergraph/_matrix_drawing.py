@@ -40,7 +40,9 @@ def scale_intervals(
     found: list[Any] = [None if part is None else part.values for part in parts]
     for values in found:
         if values is not None and (values.ndim != 1 or not np.isfinite(values).all()):
-            raise DataError(f"{name}: found shape {values.shape}, or not finite; wanted one finite number a node")
+            raise DataError(
+                f"{name}: found shape {values.shape}, or not finite; wanted one number a node, .isel(replicate=0)"
+            )
     return found[0], found[1], found[2]
 
 

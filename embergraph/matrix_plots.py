@@ -135,6 +135,8 @@ def plot_undirected(
 ) -> Axes:
     """Draw an undirected graph with springs as edges; red is positive, blue negative, width the size.
 
+    Grey where no edge is negative, since scores have no sign.
+
     Parameters
     ----------
     graph
@@ -167,7 +169,8 @@ def plot_undirected(
     places = spring_layout(network, seed)
     largest = max((abs(weight) for *_, weight in network.edges(data="weight")), default=1.0)
     crowd = len(network) > 40
-    for sign, color in ((1, POSITIVE), (-1, NEGATIVE)):
+    signed = any(weight < 0 for *_, weight in network.edges(data="weight"))
+    for sign, color in ((1, POSITIVE if signed else "0.4"), (-1, NEGATIVE)):
         edges = [(a, b, abs(w)) for a, b, w in network.edges(data="weight") if w * sign > 0]
         widths = [(0.3 if crowd else 0.8) + 2.5 * size / largest * (0.4 if crowd else 1) for *_, size in edges]
         pairs = [edge[:2] for edge in edges]

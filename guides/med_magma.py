@@ -219,7 +219,7 @@ class MEDMAGMAGuide(torch.nn.Module):
             If the graphs have thresholds, which no extrapolation respects.
         """
         if self.family not in SMOOTH:
-            raise DataError(f"accelerate: found graphs of the family {self.family!r}; wanted SpectralGraph")
+            raise DataError("accelerate: found graphs with thresholds; wanted SpectralGraph on both axes, or None")
         return torch.cat([matrix[_upper(matrix)] for matrix in (self.cell_precision, self.gene_precision)])
 
     def set_free_parameters(self, vector: Float[Tensor, " entry"]) -> None:

@@ -13,7 +13,7 @@ from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models.parts.errors import DataError, NumericalError
+from ..models.parts.errors import DataError, NumericalError, SchemaError
 from .copies import float_dtype, make_pair, no_guide
 from .density import max_plate_nesting
 from .fit import Fit
@@ -80,6 +80,8 @@ def mcmc(
     chains: list[Any] = []
     with isolated(seed, dtype=float_dtype(inputs)) as store:
         model, _, _ = make_pair(model, no_guide, inputs)
+        if start is None and not schema.normalised:
+            raise SchemaError("start: found none for flat priors; wanted values of all sites, or proper priors")
         supplied = {} if schema.normalised or start is None else {k: torch.as_tensor(v) for k, v in start.items()}
         with torch.no_grad(), pyro.poutine.block(), Supply(supplied):  # flat priors have no draws
             trace = pyro.poutine.trace(model).get_trace(**inputs)

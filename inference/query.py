@@ -114,7 +114,7 @@ def predict(fit: Fit, data: DataLike, num_samples: int, *, seed: int = 0) -> xr.
     passes = []
     values = global_draws(fit, num_samples, seed=seed)
     with _inside(fit, inputs, seed):
-        sampler = Sampler(fit.model, None, inputs)
+        sampler = Sampler(fit.model, None, inputs, _example(fit, values))
         for part, count in _chunks(sampler, values, num_samples):
             passes.append(sampler.generate(count, part, roles.observed))
     drawn = join(passes)
@@ -180,7 +180,9 @@ class _Roles:
 def _roles(fit: Fit) -> _Roles:
     inputs = fit.template.zeros(fit.schema, fit.device)
     with _inside(fit, inputs, 0), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-        trace = poutine.trace(fit.model).get_trace(**inputs)
+        guided = fit.guide is not None and not fit.schema.normalised  # a flat prior has no draws
+        known = poutine.trace(fit.guide).get_trace(**inputs) if guided else None
+        trace = poutine.trace(poutine.replay(fit.model, trace=known) if guided else fit.model).get_trace(**inputs)
     plate, latent, observed = fit.schema.plate, latent_sites(trace), observed_sites(trace)
     for name, site in observed.items():
         plates = sorted(frame.name for frame in plates_of(site).values())
@@ -206,13 +208,17 @@ def _inside(fit: Fit, inputs: Mapping[str, Tensor], seed: int) -> AbstractContex
 
 
 def _stored_pass(fit: Fit, flat: dict[str, Tensor], inputs: Mapping[str, Tensor], *, predictive: bool) -> Pass:
-    example = None if fit.schema.normalised else {name: value[0].to(fit.device) for name, value in flat.items()}
-    sampler = Sampler(fit.model, None, inputs, example)
+    sampler = Sampler(fit.model, None, inputs, _example(fit, flat))
     passes = []
     for part, count in _chunks(sampler, flat, 0):
         moved = {name: value.to(fit.device) for name, value in part.items()}
         passes.append(sampler.model_pass(moved, count, predictive=predictive))
     return join(passes)
+
+
+def _example(fit: Fit, values: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """One draw of the sites, where a flat prior has none."""
+    return None if fit.schema.normalised else {name: value[0].to(fit.device) for name, value in values.items()}
 
 
 def _chunks(sampler: Sampler, values: Mapping[str, Tensor], num_samples: int) -> list[tuple[dict[str, Tensor], int]]:

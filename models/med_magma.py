@@ -71,10 +71,10 @@ class MEDMAGMA(torch.nn.Module):
     overall_prior
         Prior of log omega, a distribution of scalars; None: flat.
     shared_scales
-        Whether all matrices have the same u, v and omega.
+        Whether all matrices have the same u, v and omega. Wrong where they have not: graphs are then lost in noise.
     zeros
         What an entry of exactly zero is: ``"gaussian"``, an observation like any other (the paper's convention), or
-        ``"structural"``, an entry that says nothing about scales (a pseudo-likelihood).
+        ``"structural"``, an entry that says nothing about scales, such as drop-out (a pseudo-likelihood).
     structure
         ``"sum"``; ``"independent_cells"`` or ``"independent_genes"`` (one graph only); ``"product"``: matrix normal,
         whose graph is the strong product (for simulation, `svi` and `mcmc`; the EM guide does not serve it).
@@ -132,6 +132,10 @@ class MEDMAGMA(torch.nn.Module):
             raise DataError(f"{axis}_graph: found {type(graph).__name__}; wanted a graph prior such as SparseGraph()")
         degree = min(2.0, 0.4 * (size - 1))  # two neighbours are all that three nodes can have
         made = FixedGraph(size) if independent else graph or SparseGraph(expected_degree=degree)
+        if made.names:
+            raise DataError(
+                f"{axis}_graph: found {min(made.names)} with names; wanted MEDMAGMA.for_data, which orders it"
+            )
         made.check(axis, size)
         return made
 
@@ -157,6 +161,12 @@ class MEDMAGMA(torch.nn.Module):
         dims = tuple(data["expression"].dims)
         if dims not in (("cell", "gene"), ("replicate", "cell", "gene")):
             raise DataError(f"expression: found dims {dims}; wanted (cell, gene) or (replicate, cell, gene)")
+        for axis in ("cell", "gene"):
+            graph = options.get(f"{axis}_graph")
+            if isinstance(graph, GraphPrior) and graph.names:
+                if axis not in data.coords:
+                    raise DataError(f"{axis}_graph: found {min(graph.names)} with names; wanted data with names too")
+                options[f"{axis}_graph"] = graph.in_order([str(label) for label in data[axis].values])
         return cls(data.sizes["cell"], data.sizes["gene"], data.sizes.get("replicate"), **options)
 
     @property
@@ -251,7 +261,8 @@ class MEDMAGMA(torch.nn.Module):
         -------
         xr.Dataset
             ``expression`` and, as variables of their own, ``true_cell_precision``, ``true_gene_precision``,
-            ``true_log_u`` and ``true_log_v``.
+            ``true_log_u`` and ``true_log_v``. Sparse graphs have a small weight in every pair: ``true_cell_edge`` and
+            ``true_gene_edge`` tell the pairs that are linked (above ten times `spike_scale` in size; above zero else).
 
         Raises
         ------
@@ -288,11 +299,18 @@ class MEDMAGMA(torch.nn.Module):
                 "expression": (dims, array("expression")),
                 "true_cell_precision": (("cell", "cell_other"), law.unscaled.row_precision.numpy()),
                 "true_gene_precision": (("gene", "gene_other"), law.unscaled.col_precision.numpy()),
+                **{f"true_{axis}_edge": self._linked(axis, law) for axis in ("cell", "gene")},
                 "true_log_u": ((*scale_dims, "cell"), array("log_u")),
                 "true_log_v": ((*scale_dims, "gene"), array("log_v")),
                 "true_log_omega": (scale_dims, array("log_omega")),
             }
         )
+
+    def _linked(self, axis: str, law: Any) -> tuple[tuple[str, str], Any]:
+        matrix = (law.unscaled.row_precision if axis == "cell" else law.unscaled.col_precision).abs()
+        least = 10 * getattr(getattr(self, f"{axis}_graph"), "spike_scale", 0.0)
+        off_diagonal = ~torch.eye(len(matrix), dtype=torch.bool)
+        return (axis, f"{axis}_other"), ((matrix > least) & off_diagonal).numpy()
 
     def settings(self) -> dict[str, Any] | None:
         """JSON description for saving, None when a prior has no name that a file may carry."""

@@ -14,11 +14,13 @@ from ..guides.parts.edge_curvature import curvature, quadrature
 from ..guides.parts.edge_score import ScoreKind, edge_scores, empty_graph_z
 from ..guides.parts.edge_state import AxisEdges
 from ..guides.parts.scale_updates import ScaleProblem, log_normalisers
-from ..inference.inputs import as_dataset, to_inputs
+from ..inference.inputs import to_inputs
 from ..inference.messengers import isolated
 from ..inference.options import check_counts
+from ..inference.query import checked
 from ..matrix_checks import check_matrix
 from ..models.parts.errors import DataError
+from ..models.parts.graph_priors import FixedGraph
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -131,7 +133,9 @@ def _scores(fit: Any, kind: ScoreKind) -> dict[str, np.ndarray]:
     guide, m = fit.guide, fit.model.num_replicates or 1
     if guide.edges is not None:
         found = edge_scores(guide.edges.state(), guide.S_cell, guide.S_gene, m, kind)
-        return {axis: score.cpu().numpy().copy() for axis, score in zip(AXES, found, strict=True)}
+        scores = {axis: score.cpu().numpy().copy() for axis, score in zip(AXES, found, strict=True)}
+        known = [axis for axis in AXES if isinstance(getattr(fit.model, f"{axis}_graph"), FixedGraph)]
+        return scores | {axis: np.abs(edge_law(fit, axis).mean) for axis in known}
     if kind in ("auto", "scaling") and bool(guide.S_cell.any()):
         both = (("cell", guide.S_cell, fit.model.num_genes), ("gene", guide.S_gene, fit.model.num_cells))
         return {axis: empty_graph_z(S, m * size).cpu().numpy() for axis, S, size in both}
@@ -212,7 +216,7 @@ def with_edges(fit: Any, tree: xr.DataTree, num_samples: int, num_edges: int, se
 
 def log_density(fit: Any, data: Any) -> xr.DataArray:
     """Laplace's approximation of the density of each matrix; see `MEDMAGMAFit.log_density`."""
-    dataset = as_dataset(data, fit.schema)
+    dataset = checked(fit, data)
     inputs = to_inputs(fit.schema, dataset, device=fit.device)
     check_matrix("expression", dataset["expression"])
     guide, single = fit.guide, inputs["expression"].dim() == 2

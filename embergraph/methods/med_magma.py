@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ..guides.med_magma import MEDMAGMAGuide
 from ..guides.parts.edge_score import ScoreKind
@@ -131,6 +133,28 @@ class MEDMAGMAFit(Fit):
         """
         return read.log_density(self, data)
 
+    def predict(self, data: DataLike, num_samples: int = 200, *, seed: int = 0) -> xr.Dataset:
+        """Draw matrices given the graphs and the posterior of the scales.
+
+        Raises
+        ------
+        SchemaError
+            If there are replicates under flat scales: a new matrix has scales of its own, of which nothing is known.
+        """
+        if self.model.num_replicates is not None and not self.model.shared_scales and not self.model.proper:
+            raise SchemaError("predict: found flat scales of new matrices; wanted NormalScales() and an overall_prior")
+        return Fit.predict(self._given_graphs(), data, num_samples, seed=seed)
+
+    def resume(self, data: DataLike, num_steps: int, *, progress: bool = True, options: Any = None) -> Self:
+        """Go on with the sweeps, then compute the posterior of the scales again; see `Fit.resume`."""
+        fit = super().resume(data, num_steps, progress=progress, options=options)
+        _refined(fit, to_inputs(self.schema, as_dataset(data, self.schema), device=self.device))
+        return fit
+
+    def __repr__(self) -> str:
+        settled = "" if self.settings.get("converged", True) else ", not settled"
+        return super().__repr__()[:-1] + settled + ")"
+
     def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
         """Table of what can be known about the quality of the fit; `as_text` prints it."""
         return graph_report(self, data, test, num_samples=num_samples)
@@ -231,6 +255,8 @@ def fit_med_magma(
     """
     dataset = as_dataset(data, model.schema)
     inputs = to_inputs(model.schema, dataset, device=device)
+    if e_step not in get_args(EStep):
+        raise DataError(f"e_step: found {e_step!r}; wanted one of {get_args(EStep)}")
     _check_sizes(model, dataset["expression"])
     check_matrix("expression", dataset["expression"])
     if e_step == "published":
@@ -258,8 +284,16 @@ def fit_med_magma(
         beside = None if checkpoint is None else f"{checkpoint}.spectral"
         fit = run(model.with_graphs(SpectralGraph(), SpectralGraph()), beside)
         fit.settings["not_sparse"] = str(error)
-    with isolated(seed, dtype=torch.double), torch.no_grad():
-        fit.guide.refine_scales(fit.model, {name: value.double() for name, value in inputs.items()})
+    return _refined(fit, inputs)
+
+
+def _refined(fit: MEDMAGMAFit, inputs: Mapping[str, Tensor]) -> MEDMAGMAFit:
+    """End a fit with the posterior of the scales given the graphs; Ctrl-C leaves them at the last E-step."""
+    try:
+        with isolated(int(fit.settings.get("seed", 0)), dtype=torch.double), torch.no_grad():
+            fit.guide.refine_scales(fit.model, {name: value.double() for name, value in inputs.items()})
+    except KeyboardInterrupt:
+        fit.settings["interrupted"] = True
     return fit
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .distributions import SpikeSlab
 from .errors import DataError
-from .knowledge import known_nodes, known_pairs, positive
+from .knowledge import known_nodes, known_pairs, names_in, places_of, positive
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,6 +36,29 @@ class GraphPrior(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("unit", torch.tensor(1.0), persistent=False)
+        self.names: dict[str, list[str]] = {}
+
+    def _know(self, name: str, values: Any, known: Tensor | None) -> None:
+        """Keep what is known of nodes or pairs, and the names that it came with."""
+        self.register_buffer(name, known)
+        labels = None if known is None else names_in(values)
+        if labels is not None:
+            self.names[name] = labels
+
+    def in_order(self, labels: list[str]) -> GraphPrior:
+        """The same prior with everything that has names in the order of `labels`.
+
+        Raises
+        ------
+        DataError
+            If a node is missing.
+        """
+        made = copy.deepcopy(self)
+        for name, found in made.names.items():
+            place, known = places_of(name, found, labels), getattr(made, name)
+            setattr(made, name, known[place] if known.ndim == 1 else known[place][:, place])
+        made.names = {}
+        return made
 
     def sample(self, axis: str, size: int) -> Float[Tensor, "*draw node node_other"]:
         """Declare the sites of this axis and return the precision factor."""
@@ -93,9 +117,11 @@ class SparseGraph(GraphPrior):
     slab_scale
         Guess of s, in units of a diagonal of one.
     log_odds
-        What is known of pairs, e.g. a reference network: added to the prior log-odds; symmetric.
+        What is known of pairs, e.g. a reference network: added to the prior log-odds; symmetric. A DataFrame or
+        DataArray is put in the order of the data by its names (`MEDMAGMA.for_data`); an array is taken as it is.
     propensity
-        What is known of nodes, e.g. regulators or degrees: r, positive; only ratios count. Knowing the hubs is worth
+        What is known of nodes, e.g. regulators or degrees: r, positive; only ratios count; a Series goes by its names.
+        Knowing the hubs is worth
         more than any penalty.
     hubs
         Shape kappa of a Gamma(kappa, kappa) prior of unknown propensities; None: all nodes alike. Use 3 for graphs
@@ -127,8 +153,8 @@ class SparseGraph(GraphPrior):
         self.slab_scale, self.spike_scale = positive("slab_scale", slab_scale), positive("spike_scale", spike_scale)
         self.hubs = None if hubs is None else positive("hubs", hubs)
         self.closure = None if closure is None else positive("closure", closure)
-        self.register_buffer("log_odds", None if log_odds is None else known_pairs(log_odds))
-        self.register_buffer("propensity", None if propensity is None else known_nodes(propensity))
+        self._know("log_odds", log_odds, None if log_odds is None else known_pairs(log_odds, "log_odds"))
+        self._know("propensity", propensity, None if propensity is None else known_nodes(propensity))
 
     def check(self, axis: str, size: int) -> None:
         """Refuse knowledge of another number of nodes."""
@@ -285,8 +311,8 @@ class FixedGraph(GraphPrior):
 
     def __init__(self, precision: Float[Tensor, "node node_other"] | int) -> None:
         super().__init__()
-        matrix = torch.eye(precision) if isinstance(precision, int) else known_pairs(precision)
-        self.register_buffer("precision", matrix)
+        matrix = torch.eye(precision) if isinstance(precision, int) else known_pairs(precision, "precision")
+        self._know("precision", precision, matrix)
 
     def check(self, axis: str, size: int) -> None:
         """Refuse a matrix of another size."""
