@@ -43,7 +43,8 @@ def em(
 
     ``update(model, inputs, step) -> float``
         One sweep of updates over blocks of the guide's numbers (M-steps are updates of its point masses); returns the
-        bound AFTER the sweep, higher is better. `inputs` are the model's arguments, `step` the number of sweeps before.
+        bound AFTER the sweep, higher is better. `inputs` is a dict of the model's arguments by name, `step` the number
+        of sweeps before.
         It runs without gradients (``torch.enable_grad()`` inside brings them back). Whatever the next sweep depends on
         is a parameter or buffer of the guide, of a shape that stays the same; the model is not changed.
     ``change() -> float``, if wanted

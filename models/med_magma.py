@@ -56,7 +56,7 @@ MAX_TRIES = 200
 
 
 class MEDMAGMA(torch.nn.Module):
-    """The model of this module's docstring.
+    """Graphs of cells and genes under unknown scales of both; the process is written out at the top of this module.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ class MEDMAGMA(torch.nn.Module):
         """
         if not isinstance(data, xr.Dataset) or "expression" not in data:
             found = sorted(map(str, data.data_vars)) if isinstance(data, xr.Dataset) else type(data).__name__
-            raise DataError(f"data: found {found}; wanted a Dataset with 'expression'")
+            raise DataError(f"data: found {found}; wanted a Dataset with 'expression' (from_dataframes, from_anndata)")
         dims = tuple(data["expression"].dims)
         if dims not in (("cell", "gene"), ("replicate", "cell", "gene")):
             raise DataError(f"expression: found dims {dims}; wanted (cell, gene) or (replicate, cell, gene)")

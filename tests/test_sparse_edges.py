@@ -297,7 +297,7 @@ def test_scores() -> None:
         assert float(score.min()) == 0
         assert score.diagonal().abs().max() == 0
         assert torch.equal(score, score.T)
-    with pytest.raises(DataError, match="kind: found 'best'"):
+    with pytest.raises(DataError, match="score: found 'best'"):
         edge_scores(fit, S_row, S_col, 2, "best")  # type: ignore[arg-type]
 
 

@@ -170,6 +170,8 @@ def scales(fit: Any, interval: float) -> xr.Dataset:
         bounds = {"": centre, "_sd": sd, "_lower": centre - half * sd, "_upper": centre + half * sd}
         variables |= {f"{name}{suffix}": (dims, values) for suffix, values in bounds.items()}
     coords = {axis: fit.template.coords[axis] for axis in AXES if axis in fit.template.coords}
+    if outer and "replicates" in fit.settings:
+        coords["replicate"] = fit.settings["replicates"]
     return xr.Dataset(variables, coords, {"interval": interval})
 
 

@@ -11,8 +11,10 @@ import xarray as xr
 from ..inference.diagnostics import MEANING as COMMON
 from ..inference.diagnostics import guide_khat
 from ..inference.inputs import DataLike, as_dataset
+from ..models.parts.errors import DataError
 
 ENOUGH = 65.0
+LEAST_DRAWS = 25
 MEANING = {
     "num_matrices": "matrices that share both graphs",
     "num_cells": "cells",
@@ -37,6 +39,8 @@ MEANING = {
 
 def graph_report(fit: Any, data: DataLike, test: DataLike | None, *, num_samples: int) -> xr.Dataset:
     """Table of the fit; see `MEDMAGMAFit.report`."""
+    if num_samples < LEAST_DRAWS:
+        raise DataError(f"num_samples: found {num_samples}; wanted at least {LEAST_DRAWS}")
     n, p, m = fit.model.num_cells, fit.model.num_genes, fit.model.num_replicates or 1
     rows: dict[str, float] = {"num_matrices": m, "num_cells": n, "num_genes": p}
     rows |= {key: float(fit.settings[key]) for key in ("final_loss", "bound_range", "converged") if key in fit.settings}

@@ -43,7 +43,7 @@ def edge_scores(
     """
     kinds = ("auto", "probability", "z", "scaling", "compromise")
     if kind not in kinds:
-        raise DataError(f"kind: found {kind!r}; wanted one of {', '.join(kinds)}")
+        raise DataError(f"score: found {kind!r}; wanted one of {', '.join(kinds)}")
     n, p = len(S_row), len(S_col)
     return (
         _axis_score(state.row, S_row, num_matrices * p, kind),
