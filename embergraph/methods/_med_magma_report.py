@@ -22,6 +22,8 @@ MEANING = {
     "final_loss": COMMON["final_loss"],
     "bound_range": COMMON["bound_range"],
     "converged": "1 if bound and graphs had settled when the sweeps ended",
+    "share_zero": "share of entries that are zero and count as measured; if they are drop-out, zeros='structural' is the "
+    "right option and intervals of scales are too narrow here",
     "fell_back": "1: no sparse graph holds the data, SpectralGraph was fitted; it ranks pairs and names no edges",
     "guide_khat": "Pareto k of the posterior of the scales given the graphs; above 0.7 it misses mass",
     "cell_expected_edges": "expected number of edges among cells",
@@ -44,6 +46,9 @@ def graph_report(fit: Any, data: DataLike, test: DataLike | None, *, num_samples
     n, p, m = fit.model.num_cells, fit.model.num_genes, fit.model.num_replicates or 1
     rows: dict[str, float] = {"num_matrices": m, "num_cells": n, "num_genes": p}
     rows |= {key: float(fit.settings[key]) for key in ("final_loss", "bound_range", "converged") if key in fit.settings}
+    share = float((as_dataset(data, fit.schema)["expression"] == 0).mean())
+    if share and fit.model.zeros == "gaussian":
+        rows["share_zero"] = share
     if "not_sparse" in fit.settings:
         rows["fell_back"] = 1.0
     tree = fit.posterior(as_dataset(data, fit.schema), num_samples)
