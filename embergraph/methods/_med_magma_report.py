@@ -19,11 +19,11 @@ MEANING = {
     "num_matrices": "matrices that share both graphs",
     "num_cells": "cells",
     "num_genes": "genes",
-    "final_loss": COMMON["final_loss"],
+    "final_loss": "minus the approximate log evidence of the graphs, nats",
     "bound_range": COMMON["bound_range"],
     "converged": "1 if bound and graphs had settled when the sweeps ended",
-    "share_zero": "share of entries that are zero and count as measured; if they are drop-out, zeros='structural' is the "
-    "right option and intervals of scales are too narrow here",
+    "share_zero": "share of entries that are zero and count as measured; if they are drop-out, intervals of scales are "
+    "too narrow, and zeros='structural' is the right option",
     "fell_back": "1: no sparse graph holds the data, SpectralGraph was fitted; it ranks pairs and names no edges",
     "guide_khat": "Pareto k of the posterior of the scales given the graphs; above 0.7 it misses mass",
     "cell_expected_edges": "expected number of edges among cells",
