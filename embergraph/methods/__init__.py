@@ -30,7 +30,7 @@ def fit(model: Any, data: xr.Dataset, **options: Any) -> Any:
     data
         Its data.
     **options
-        Options of the plan, see `fit_notmad` and `fit_med_magma`.
+        Options of the plan, see `embergraph.methods.fit_notmad` and `embergraph.methods.fit_med_magma`.
 
     Raises
     ------
