@@ -32,10 +32,8 @@ AXES = ("cell", "gene")
 MANY_MATRICES = 5
 REFIT_EVERY = 3
 LIKELY = 0.7
-MOST_LEFT_OUT = {
-    12: 0.4,
-    6: 0.8,
-}  # from these rounds on; at most .3 and .4 on simulated sparse graphs, above .7 on counts
+# From these rounds on; at most .3 and .4 on simulated sparse graphs, above .7 on counts.
+MOST_LEFT_OUT = {12: 0.4, 6: 0.8}
 
 
 class GraphUpdate:

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ...models.med_magma import MEDMAGMA
+from ...models.parts.errors import DataError
 from ...models.parts.priors import Prior
 from ...models.parts.scale_priors import NormalScales, ScalePrior, StudentScales
 from .joint_scales import JointScales
@@ -43,7 +44,9 @@ class ScaleProblem:
     def __init__(
         self, model: MEDMAGMA, expression: Float[Tensor, "*replicate cell gene"], point: torch.nn.Module
     ) -> None:
-        stacked = expression.double() if expression.dim() == 3 else expression.double().unsqueeze(0)
+        if expression.dtype != torch.double:
+            raise DataError(f"expression: found {expression.dtype}; wanted float64, which the scales need")
+        stacked = expression if expression.dim() == 3 else expression.unsqueeze(0)
         self.sets: Sequence[Tensor] = [stacked] if model.shared_scales and len(stacked) > 1 else list(stacked)
         structural = model.zeros == "structural"
         self.about: list[dict[str, Any]] = [
@@ -99,7 +102,7 @@ class ScaleProblem:
         size = float(counts[0].sum()) if counts is not None else self.sets[k].numel()
 
         def loss(shift: float) -> float:
-            value = torch.tensor(now + shift, dtype=torch.double)
+            value = loc.new_tensor(now + shift)
             return -0.5 * size * (shift - math.exp(shift)) - float(law.log_prob(value))
 
         return float(minimize_scalar(loss, bounds=(-30.0, 30.0), method="bounded", options={"xatol": 1e-10}).x)
@@ -156,7 +159,7 @@ def update_spreads(model: MEDMAGMA, point: torch.nn.Module, scales: JointScales)
             stretch.copy_((prior.df + squares / tau**2) / (prior.df + 3))  # mode of an InverseGamma
             squares = squares / stretch
         count = squares.numel() * (size - 1) / size
-        tau.fill_(_best_spread(prior, float(squares.sum()), count))
+        tau.fill_(_best_spread(prior, tau, float(squares.sum()), count))
 
 
 def log_prior_of_spreads(model: MEDMAGMA, point: torch.nn.Module) -> float:
@@ -187,12 +190,12 @@ def _sides(model: MEDMAGMA) -> list[tuple[str, ScalePrior, int]]:
     return [("u", model.cell_scales, model.num_cells), ("v", model.gene_scales, model.num_genes)]
 
 
-def _best_spread(prior: NormalScales, squares: float, count: float) -> float:
+def _best_spread(prior: NormalScales, like: Tensor, squares: float, count: float) -> float:
     law = prior.spread.expand(())
 
     def loss(log_tau: float) -> float:
         tau = math.exp(log_tau)
-        return count * log_tau + 0.5 * squares / tau**2 - float(law.log_prob(torch.tensor(tau, dtype=torch.double)))
+        return count * log_tau + 0.5 * squares / tau**2 - float(law.log_prob(like.new_tensor(tau)))
 
     bounds = (math.log(SMALLEST), math.log(LARGEST))
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-10}).x)
