@@ -262,7 +262,7 @@ class MEDMAGMA(torch.nn.Module):
         xr.Dataset
             ``expression`` and, as variables of their own, ``true_cell_precision``, ``true_gene_precision``,
             ``true_log_u`` and ``true_log_v``. Sparse graphs have a small weight in every pair: ``true_cell_edge`` and
-            ``true_gene_edge`` tell the pairs that are linked (above ten times `spike_scale` in size; above zero else).
+            ``true_gene_edge`` tell the pairs that are linked (`GraphPrior.linked`).
 
         Raises
         ------
@@ -287,7 +287,8 @@ class MEDMAGMA(torch.nn.Module):
         )
 
     def _truth(self, trace: Any) -> xr.Dataset:
-        law = trace.nodes["expression"]["fn"]
+        law = trace.nodes["expression"]["fn"].unscaled
+        graphs = {"cell": (self.cell_graph, law.row_precision), "gene": (self.gene_graph, law.col_precision)}
         dims = self.schema.inputs["expression"].dims
         scale_dims = () if self.shared_scales else dims[:-2]
 
@@ -297,20 +298,19 @@ class MEDMAGMA(torch.nn.Module):
         return xr.Dataset(
             {
                 "expression": (dims, array("expression")),
-                "true_cell_precision": (("cell", "cell_other"), law.unscaled.row_precision.numpy()),
-                "true_gene_precision": (("gene", "gene_other"), law.unscaled.col_precision.numpy()),
-                **{f"true_{axis}_edge": self._linked(axis, law) for axis in ("cell", "gene")},
+                **{
+                    f"true_{axis}_precision": ((axis, f"{axis}_other"), Psi.numpy())
+                    for axis, (_, Psi) in graphs.items()
+                },
+                **{
+                    f"true_{axis}_edge": ((axis, f"{axis}_other"), graph.linked(Psi).numpy())
+                    for axis, (graph, Psi) in graphs.items()
+                },
                 "true_log_u": ((*scale_dims, "cell"), array("log_u")),
                 "true_log_v": ((*scale_dims, "gene"), array("log_v")),
                 "true_log_omega": (scale_dims, array("log_omega")),
             }
         )
-
-    def _linked(self, axis: str, law: Any) -> tuple[tuple[str, str], Any]:
-        matrix = (law.unscaled.row_precision if axis == "cell" else law.unscaled.col_precision).abs()
-        least = 10 * getattr(getattr(self, f"{axis}_graph"), "spike_scale", 0.0)
-        off_diagonal = ~torch.eye(len(matrix), dtype=torch.bool)
-        return (axis, f"{axis}_other"), ((matrix > least) & off_diagonal).numpy()
 
     def settings(self) -> dict[str, Any] | None:
         """JSON description for saving, None when a prior has no name that a file may carry."""

@@ -19,6 +19,7 @@ from ..inference.messengers import isolated
 from ..inference.options import check_counts
 from ..models.med_magma import MEDMAGMA
 from ..models.parts.errors import SchemaError
+from ..models.parts.graph_priors import FixedGraph, SparseGraph
 from . import _med_magma_graphs as read
 from ._med_magma_report import graph_report
 
@@ -171,12 +172,15 @@ class MEDMAGMAFit(Fit):
         Raises
         ------
         SchemaError
-            If the graphs have no spike and slab.
+            If an axis has neither spike and slab nor a known graph.
         """
         check_counts(num_sweeps=num_sweeps, num_burn_in=num_burn_in, seed=seed)
-        if self.guide.edges is None:
-            found = type(self.model.cell_graph).__name__
-            raise SchemaError(f"edges: found graphs of {found}; wanted SparseGraph, whose edges can be sampled")
+        kinds = [type(graph) for graph in (self.model.cell_graph, self.model.gene_graph)]
+        if SparseGraph not in kinds or not set(kinds) <= {SparseGraph, FixedGraph}:
+            found = " and ".join(kind.__name__ for kind in kinds)
+            raise SchemaError(
+                f"edges: found {found}; wanted SparseGraph (one may be FixedGraph), whose edges are sampled"
+            )
         guide = copy.deepcopy(self.guide)
         sample_into(guide, self.model, num_sweeps=num_sweeps, num_burn_in=num_burn_in, seed=seed)
         settings = {**self.settings, "edges": "sampled", "num_sweeps": num_sweeps}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["hub_offset", "learn_coefficient", "learn_slab", "learn_triangles"]
+__all__ = ["hub_offset", "learn_coefficient", "learn_slab", "learn_triangles", "node_propensity"]
 
 LIKELY = (0.2, 0.6)  # an edge counts for triangles gradually between these probabilities
 
@@ -44,6 +44,12 @@ def learn_slab(probability: Tensor, mean: Tensor, variance: Tensor, prior: EdgeP
     """Variance of the weights given the expected edges: the mode under its Gamma prior on 1 / s2."""
     number, squares = probability.sum() / 2, (probability * (mean**2 + variance)).sum() / 2  # each pair counts twice
     return (prior.slab_weight * prior.slab_scale**2 + squares / 2) / (prior.slab_weight + number / 2)
+
+
+def node_propensity(probability: Tensor, kappa: float) -> Tensor:
+    """Propensities learned from the pairs of each node, under a Gamma prior of shape kappa."""
+    degree = probability.sum(1)
+    return (degree + kappa) / (degree.mean() + kappa)
 
 
 def hub_offset(probability: Tensor, kappa: float) -> Tensor:

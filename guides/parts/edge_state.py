@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from ...models.parts.errors import DataError
+from ...models.parts.knowledge import known_nodes, known_pairs
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -91,30 +92,18 @@ class EdgePrior:
         """
         total = torch.zeros_like(like)
         if self.log_odds is not None:
-            total = total + _log_odds(torch.as_tensor(self.log_odds).to(like), len(like))
+            total = total + self._of_size("log_odds", known_pairs(self.log_odds, "log_odds"), like)
         if self.propensity is not None:
-            log = _propensity(torch.as_tensor(self.propensity).to(like), len(like)).log()
+            log = self._of_size("propensity", known_nodes(self.propensity), like).log()
             total = total + log[:, None] + log
         return total.fill_diagonal_(0.0)
 
-
-def _log_odds(matrix: Tensor, n: int) -> Tensor:
-    if matrix.shape != (n, n):
-        raise DataError(f"log_odds: found shape {tuple(matrix.shape)}; wanted ({n}, {n})")
-    matrix = matrix.clone().fill_diagonal_(0.0)
-    if not bool(matrix.isfinite().all()):
-        raise DataError("log_odds: found NaN or infinite entries; wanted finite log-odds (use +-20 for near certainty)")
-    if not torch.allclose(matrix, matrix.T, rtol=1e-9, atol=1e-9):
-        raise DataError("log_odds: found an asymmetric matrix; wanted the same log-odds for (i, k) and (k, i)")
-    return (matrix + matrix.T) / 2
-
-
-def _propensity(vector: Tensor, n: int) -> Tensor:
-    if vector.shape != (n,):
-        raise DataError(f"propensity: found shape {tuple(vector.shape)}; wanted ({n},)")
-    if not bool((vector.isfinite() & (vector > 0)).all()):
-        raise DataError("propensity: found entries that are not positive and finite; wanted one positive number a node")
-    return vector / vector.mean()
+    @staticmethod
+    def _of_size(name: str, known: Tensor, like: Tensor) -> Tensor:
+        wanted = like.shape[: known.dim()]
+        if known.shape != wanted:
+            raise DataError(f"{name}: found shape {tuple(known.shape)}; wanted {tuple(wanted)}")
+        return known.to(like)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ...models.parts.errors import DataError, NotSparseError
 from ...models.parts.graph_priors import FixedGraph, GaussianGraph, GraphPrior, LaplaceGraph, SparseGraph, SpectralGraph
 from ...models.parts.scale_priors import FlatScales
 from .edge_bound import log_prior
+from .edge_learning import node_propensity
 from .edge_sampler import sample_edges
 from .edge_state import AxisEdges, EdgePrior, EdgeState, confident_precision
 from .log_scale_family import LogScales
@@ -136,7 +137,7 @@ class EdgePosteriors(GraphUpdate):
                 _check_held(axis, edges, state.rounds)
         for axis, edges in zip(AXES, (state.row, state.col), strict=True):
             getattr(guide, f"{axis}_precision").copy_(edges.precision)
-            _store_points(guide.point, axis, edges)
+            _store_points(guide.point, axis, edges, getattr(model, f"{axis}_graph"))
 
     @staticmethod
     def bound(guide: MEDMAGMAGuide, model: MEDMAGMA, problem: ScaleProblem, fitted: list[LogScales] | None) -> float:
@@ -321,12 +322,14 @@ def _edge_prior(graph: GraphPrior) -> EdgePrior:
     return EdgePrior(expected_degree=1.0)  # of a known graph, whose estimate is thrown away
 
 
-def _store_points(point: torch.nn.Module, axis: str, edges: AxisEdges) -> None:
+def _store_points(point: torch.nn.Module, axis: str, edges: AxisEdges, graph: GraphPrior) -> None:
     values = {
         f"{axis}_log_odds": edges.log_odds,
         f"{axis}_slab_precision": 1 / edges.slab_variance,
         f"{axis}_edge_scale": edges.slab_variance.sqrt(),
     }
+    if isinstance(graph, SparseGraph) and graph.hubs is not None:
+        values[f"{axis}_propensity"] = node_propensity(edges.probability, graph.hubs)
     held: dict[str, Any] = dict(point.named_buffers())
     for name, value in values.items():
         if name in held:

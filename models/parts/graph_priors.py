@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,13 @@ from .errors import DataError
 from .knowledge import known_nodes, known_pairs, names_in, places_of, positive
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 TIGHTNESS = 0.15
 SLAB_WEIGHT = 10.0
 
 
-class GraphPrior(torch.nn.Module):
+class GraphPrior(torch.nn.Module, ABC):
     """What is believed about one axis before the data are seen."""
 
     proper = True
@@ -60,9 +61,13 @@ class GraphPrior(torch.nn.Module):
         made.names = {}
         return made
 
+    @abstractmethod
     def sample(self, axis: str, size: int) -> Float[Tensor, "*draw node node_other"]:
         """Declare the sites of this axis and return the precision factor."""
-        raise NotImplementedError
+
+    def linked(self, precision: Float[Tensor, "node node_other"]) -> Bool[Tensor, "node node_other"]:
+        """Which pairs of a draw are edges."""
+        return (precision != 0) & ~torch.eye(len(precision), dtype=torch.bool, device=precision.device)
 
     def check(self, axis: str, size: int) -> None:
         """Refuse a prior that does not fit `size` nodes.
@@ -163,6 +168,10 @@ class SparseGraph(GraphPrior):
                 raise DataError(f"{axis} graph: found {name} of {known.shape[0]} nodes; wanted {size}")
         if self.expected_degree >= size - 1:
             raise DataError(f"{axis} graph: found expected_degree {self.expected_degree}; wanted less than {size - 1}")
+
+    def linked(self, precision: Float[Tensor, "node node_other"]) -> Bool[Tensor, "node node_other"]:
+        """Pairs whose weight is above what the spike gives, ten times its scale."""
+        return super().linked(precision) & (precision.abs() > 10 * self.spike_scale)
 
     def base_log_odds(self, size: int) -> float:
         """Prior mean of eta."""

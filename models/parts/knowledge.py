@@ -43,7 +43,7 @@ def known_nodes(values: Any, name: str = "propensity") -> Float[Tensor, " node"]
     """
     vector = _numbers(name, values)
     if vector.ndim != 1 or not bool((torch.isfinite(vector) & (vector > 0)).all()):
-        raise DataError(f"{name}: found values that are not a vector of positive numbers; wanted one a node")
+        raise DataError(f"{name}: found entries that are not a vector of positive numbers; wanted one a node")
     return vector / vector.mean()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-class ScalePrior(torch.nn.Module):
+class ScalePrior(torch.nn.Module, ABC):
     """Law of a vector of log scales that sum to zero; its spread is shared by all matrices."""
 
     def sample_spread(self, name: str) -> Float[Tensor, "*draw"] | None:
         """Draw what all matrices share; `name` is ``"u"`` (cells) or ``"v"`` (genes)."""
         return None
 
+    @abstractmethod
     def law(self, name: str, size: int, spread: Float[Tensor, "*draw"] | None) -> Any:
         """Distribution of one vector of log scales."""
-        raise NotImplementedError
 
     def settings(self) -> dict[str, Any] | None:
         """JSON description, None when a prior has no name that a file may carry."""
