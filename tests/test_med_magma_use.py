@@ -141,3 +141,18 @@ def test_sampled_edges_replace_the_fast_ones(data):
     other = eg.fit(MEDMAGMA.for_data(data, cell_graph=spectral, gene_graph=spectral), data, progress=False)
     with pytest.raises(eg.SchemaError, match="SparseGraph"):
         other.with_sampled_edges(5)
+
+
+def test_sampling_wants_spike_and_slab_on_both_axes(data):
+    model = MEDMAGMA.for_data(data, gene_graph=eg.models.GaussianGraph())
+    with pytest.raises(eg.SchemaError, match="GaussianGraph"):
+        eg.fit(model, data, num_steps=3, progress=False).with_sampled_edges(5)
+
+
+def test_propensities_of_hubs_are_those_that_the_edges_show(data):
+    hubs = SparseGraph(hubs=3.0)
+    fit = eg.fit(MEDMAGMA.for_data(data, gene_graph=hubs), data, progress=False)
+    degree = fit.guide.edges.state().col.probability.sum(1)
+    r = fit.guide.point.gene_propensity
+    np.testing.assert_allclose(r, (degree + 3) / (degree.mean() + 3))
+    assert float(r.max()) > 1 > float(r.min())

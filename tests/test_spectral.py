@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import networkx as nx
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from tree_matrices import tree_precision
 
 from embergraph.guides.parts.spectral import automatic_shrink, best_eigenvalues, spectral_precision
 from embergraph.models.parts.errors import DataError, NumericalError
-
-
-def tree_precision(size: int, seed: int) -> Tensor:
-    """I + weighted adjacency of a random tree with random signs; eigenvalues in (.09, 1.91)."""
-    rng = np.random.default_rng(seed)
-    A = nx.to_numpy_array(nx.barabasi_albert_graph(size, 1, seed=seed))
-    signs = np.triu(rng.choice([-1.0, 1.0], A.shape), 1)
-    A = A * (signs + signs.T)
-    degree = np.abs(A).sum(0)
-    return torch.tensor(np.eye(size) + A / np.sqrt(np.outer(degree, degree)) / 1.1)
 
 
 def matrix(n: int, p: int, seed: int, num: int = 1) -> Tensor:
