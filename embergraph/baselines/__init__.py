@@ -1,7 +1,9 @@
 """Baselines: the cheapest methods that a model must beat, fitted and scored like the models.
 
 ``baseline.fit(train).networks(test)`` gives a Dataset that `embergraph.metrics.evaluate` takes. Baselines for matrices
-that depend along both axes (`MatrixBaseline`) give edge scores: ``baseline.fit(data)``.
+that depend along both axes (`MatrixBaseline`) give edge scores: ``baseline.fit(data)``. Baselines for cells of
+several environments (`EnvironmentBaseline`) predict means and log densities of held-out cells:
+``baseline.fit(train).log_density(test)``.
 """
 
 from .base import Baseline as Baseline
@@ -10,6 +12,11 @@ from .clustered import KMeansClustered as KMeansClustered
 from .clustered import LabelClustered as LabelClustered
 from .dags import dagma as dagma
 from .dags import notears as notears
+from .environments import EnvironmentBaseline as EnvironmentBaseline
+from .environments import EnvironmentMean as EnvironmentMean
+from .environments import FittedEnvironmentBaseline as FittedEnvironmentBaseline
+from .environments import MeanActivation as MeanActivation
+from .environments import OracleLinearDecoder as OracleLinearDecoder
 from .matrix import GmGM as GmGM
 from .matrix import IndependentCells as IndependentCells
 from .matrix import IndependentGenes as IndependentGenes
@@ -21,4 +28,9 @@ from .matrix import StrongProduct as StrongProduct
 from .population import Oracle as Oracle
 from .population import Population as Population
 from .population import ZeroGraph as ZeroGraph
+from .probabilistic_pca import FittedPCA as FittedPCA
+from .probabilistic_pca import ProbabilisticPCA as ProbabilisticPCA
+from .target_counts import FittedCounts as FittedCounts
+from .target_counts import PooledNegativeBinomial as PooledNegativeBinomial
+from .target_counts import TargetNegativeBinomial as TargetNegativeBinomial
 from .varying import VaryingCoefficientRidge as VaryingCoefficientRidge
