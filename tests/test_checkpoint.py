@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoNormal
 
-from embergraph.inference import Cosine, Geometric, Options, svi
+from embergraph.inference import Cosine, Geometric, Linear, Options, WarmCosine, svi
 from embergraph.models.parts.errors import DataError, LoadError, NumericalError, SchemaError
 
 Y = np.random.default_rng(0).normal(1.0, 1.0, 30)
@@ -242,6 +242,25 @@ def test_values_of_the_schedules():
     geometric = Geometric(0.05, 1e3, 0.4)
     assert [geometric(d) for d in (0, 0.4, 0.7, 1)] == pytest.approx([0.05, 0.05, math.sqrt(50), 1e3])
     assert [Cosine(2.0, 1.0)(d) for d in (0, 0.5, 1, 1.5)] == pytest.approx([2, 1.5, 1, 1])
+    assert [Linear(1.0, 3.0, 0.4)(d) for d in (0, 0.2, 0.4, 1)] == pytest.approx([1, 2, 3, 3])
+    assert [Linear(0.0, 1.0)(d) for d in (0, 0.25, 1)] == pytest.approx([0, 0.25, 1])
+    warm = [WarmCosine(0.1, 0.5, 0.2)(d) for d in (0, 0.05, 0.1, 0.5, 0.75, 1)]
+    assert warm == pytest.approx([0, 0.5, 1, 1, 0.6, 0.2])
+    assert WarmCosine(0.0)(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Linear(0, 1, 0), "until: found 0"),
+        (lambda: Linear(0, 1, 1.5), "until: found 1.5"),
+        (lambda: WarmCosine(0.6, 0.5), "warm, hold: found 0.6 and 0.5"),
+        (lambda: WarmCosine(0.1, 1.0), "warm, hold: found 0.1 and 1.0"),
+    ],
+)
+def test_schedules_out_of_range(make, message):
+    with pytest.raises(DataError, match=message):
+        make()
 
 
 def test_clip_norm_bounds_the_step_of_all_parameters_together():
