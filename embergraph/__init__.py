@@ -11,11 +11,24 @@ _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file():  # true only inside a source checkout, false in site-packages
     __path__.append(str(_checkout))
 
-from . import baselines, datasets, graph_rules, matrices, metrics, models, plots, undirected_scores
+from . import (
+    baselines,
+    datasets,
+    decoder_scores,
+    environment_plots,
+    graph_rules,
+    latent_scores,
+    matrices,
+    metrics,
+    models,
+    plots,
+    target_scores,
+    undirected_scores,
+)
 from .data import Standardizer, from_anndata, from_arrays, from_dataframes, random_split, split, standardize, validate
 from .graphs import to_networkx
-from .inference import Cosine, Fit, Geometric, as_text, em, mcmc, svi, to_arviz, to_datatree
-from .methods import MEDMAGMAFit, NOTMADFit, fit
+from .inference import Cosine, Fit, Geometric, Linear, WarmCosine, as_text, em, mcmc, svi, to_arviz, to_datatree
+from .methods import EnvironmentVAEFit, MEDMAGMAFit, NOTMADFit, fit, indicator_descriptors
 from .models.parts.errors import DataError, EmbergraphError, LoadError, NotSparseError, NumericalError, SchemaError
 from .models.parts.projection import project
 
@@ -25,8 +38,10 @@ __all__ = [
     "Cosine",
     "DataError",
     "EmbergraphError",
+    "EnvironmentVAEFit",
     "Fit",
     "Geometric",
+    "Linear",
     "LoadError",
     "MEDMAGMAFit",
     "NOTMADFit",
@@ -34,15 +49,20 @@ __all__ = [
     "NumericalError",
     "SchemaError",
     "Standardizer",
+    "WarmCosine",
     "as_text",
     "baselines",
     "datasets",
+    "decoder_scores",
     "em",
+    "environment_plots",
     "fit",
     "from_anndata",
     "from_arrays",
     "from_dataframes",
     "graph_rules",
+    "indicator_descriptors",
+    "latent_scores",
     "load",
     "matrices",
     "mcmc",
@@ -54,6 +74,7 @@ __all__ = [
     "split",
     "standardize",
     "svi",
+    "target_scores",
     "to_arviz",
     "to_datatree",
     "to_networkx",

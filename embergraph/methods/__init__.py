@@ -8,16 +8,34 @@ from typing import Any
 import xarray as xr
 
 from ..inference import Fit
+from ..models.environment_vae import EnvironmentVAE
 from ..models.med_magma import MEDMAGMA
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import SchemaError
+from ._environment_vae_data import indicator_descriptors
+from ._environment_vae_fit import EnvironmentVAEFit
+from .environment_vae import fit_environment_vae
 from .med_magma import MEDMAGMAFit, fit_med_magma
 from .notmad import NOTMADFit, fit_notmad
 
-PLANS: dict[type, Callable[..., Fit]] = {NOTMAD: fit_notmad, MEDMAGMA: fit_med_magma}
+PLANS: dict[type, Callable[..., Fit]] = {
+    NOTMAD: fit_notmad,
+    MEDMAGMA: fit_med_magma,
+    EnvironmentVAE: fit_environment_vae,
+}
 """Where methods are registered: one line each."""
 
-__all__ = ["PLANS", "MEDMAGMAFit", "NOTMADFit", "fit", "fit_med_magma", "fit_notmad"]
+__all__ = [
+    "PLANS",
+    "EnvironmentVAEFit",
+    "MEDMAGMAFit",
+    "NOTMADFit",
+    "fit",
+    "fit_environment_vae",
+    "fit_med_magma",
+    "fit_notmad",
+    "indicator_descriptors",
+]
 
 
 def fit(model: Any, data: xr.Dataset, **options: Any) -> Any:
@@ -30,7 +48,8 @@ def fit(model: Any, data: xr.Dataset, **options: Any) -> Any:
     data
         Its data.
     **options
-        Options of the plan, see `embergraph.methods.fit_notmad` and `embergraph.methods.fit_med_magma`.
+        Options of the plan, see `embergraph.methods.fit_notmad`, `embergraph.methods.fit_med_magma` and
+        `embergraph.methods.fit_environment_vae`.
 
     Raises
     ------

@@ -26,6 +26,7 @@ NAMED: dict[str, Callable[..., Any]] = {
         dist.HalfNormal,
         dist.HalfCauchy,
         dist.LogNormal,
+        dist.Beta,
         dist.Gamma,
         dist.InverseGamma,
         dist.Exponential,

@@ -1,0 +1,203 @@
+"""A fitted Environment VAE: what it tells of environments, latents, genes and itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+
+from ..guides.environment_vae import EnvironmentVAEGuide
+from ..guides.linear_environment_vae import LinearEnvironmentVAEGuide
+from ..inference import Fit, register
+from ..inference.inputs import DataLike, Template, as_dataset
+from ..inference.query import checked
+from ..models.environment_vae import EnvironmentVAE
+from ..models.parts.errors import DataError
+from ..models.schema import Schema
+from . import _environment_vae_read as read
+from ._environment_vae_data import prepared
+from ._environment_vae_report import environment_report
+
+TEMPLATE_CELLS = 2
+
+
+class EnvironmentVAEFit(Fit):
+    """A fitted Environment VAE: a `Fit` that also tells targets, shifts, latents and effects on genes.
+
+    Data are given as they were to the fit: counts or expression with ``environment``; what the model needs beside them
+    (the library size) is computed again.
+    """
+
+    model: EnvironmentVAE
+    guide: EnvironmentVAEGuide | LinearEnvironmentVAEGuide
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None,
+        schema: Schema,
+        template: Template,
+        **facts: Any,
+    ) -> None:
+        super().__init__(model, guide, schema, _small(template), **facts)
+        self.guide.attach(self.model)
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the fit."""
+        return self.template.variables["expression"][2]
+
+    def environments(
+        self, data: DataLike | None = None, *, interval: float = 0.9, num_samples: int = 2000, seed: int = 0
+    ) -> xr.Dataset:
+        """What each environment does to each latent.
+
+        Parameters
+        ----------
+        data
+            The data of the fit, where shifts depend on descriptors; else not needed.
+        interval
+            Probability of the intervals.
+        num_samples, seed
+            Draws that means and intervals are computed from.
+
+        Returns
+        -------
+        xr.Dataset
+            ``target_probability``, ``positive_probability`` (that the shift is positive, given that there is one),
+            ``shift`` (posterior mean), ``shift_sd``, ``shift_lower`` and ``shift_upper`` over ``(condition, latent)``,
+            in standard deviations of the latent within an environment. Signs and order of latents are arbitrary.
+        """
+        dataset = None if data is None else self._prepared(data, observed=False)
+        return read.environments(self, dataset, interval, num_samples, seed)
+
+    def latents(self, data: DataLike) -> xr.Dataset:
+        """Posterior ``mean`` and ``sd`` of the latents of any cells, ``(cell, latent)``."""
+        return read.latents(self, self._prepared(data))
+
+    def effects(
+        self,
+        data: DataLike,
+        *,
+        control: str | None = None,
+        interval: float = 0.9,
+        num_samples: int = 100,
+        seed: int = 0,
+    ) -> xr.Dataset:
+        """Effect of each environment on each gene, averaged over the cells of the environment.
+
+        The mean of an environment is that of the decoded latents of its own cells (the aggregated posterior), not of
+        latents from the prior, which know the shift alone.
+
+        Parameters
+        ----------
+        data
+            Cells, the training cells as a rule.
+        control
+            Environment that effects are relative to; by default the control of the model, else the mean of all.
+        interval, num_samples, seed
+            Probability of the intervals, and the draws that they are computed from.
+
+        Returns
+        -------
+        xr.Dataset
+            ``effect`` with ``effect_lower`` and ``effect_upper``, and ``positive_probability``, over ``(condition,
+            gene)``: log2 ratios for counts, else differences. NaN for environments without cells.
+        """
+        return read.effects(self, self._prepared(data), control, interval, num_samples, seed)
+
+    def log_density(self, data: DataLike, num_samples: int = 60, *, seed: int = 0) -> xr.DataArray:
+        """Log predictive density of each cell given its environment, in nats, by importance sampling.
+
+        Latents are drawn from a wider q(z | x) and weighted: a lower bound in expectation, tighter with more draws.
+        What is not known of shifts and gene effects is averaged over.
+        """
+        return read.log_density(self, self._prepared(data), num_samples, seed)
+
+    def new_environments(
+        self, descriptors: xr.DataArray, *, interval: float = 0.9, num_samples: int = 200, seed: int = 0
+    ) -> xr.Dataset:
+        """Predict environments that were not seen, from their descriptors ``(condition, feature)``.
+
+        Returns
+        -------
+        xr.Dataset
+            ``mean``, ``lower`` and ``upper`` over ``(condition, gene)`` (of the expression of a cell, or of its shares
+            of counts), and ``shift (condition, latent)``.
+
+        Raises
+        ------
+        SchemaError
+            If the prior of the model does not use descriptors.
+        """
+        return read.new_environments(self, descriptors, interval, num_samples, seed)
+
+    def posterior(
+        self,
+        data: DataLike,
+        num_samples: int = 1000,
+        *,
+        predictive: bool = False,
+        prior: bool = False,
+        seed: int = 0,
+        num_cells: int | None = 200,
+    ) -> xr.DataTree:
+        """Posterior draws for ArviZ, with `environments` as a group of its own.
+
+        Parameters
+        ----------
+        data
+            The data that were fitted.
+        num_samples
+            Draws.
+        predictive, prior
+            Whether to add predictive draws, and prior draws.
+        seed
+            Seed of the draws.
+        num_cells
+            Cells whose latents and likelihoods are drawn, evenly spaced; None for all. Shifts are those of all cells.
+        """
+        dataset = self._prepared(data)
+        total = dataset.sizes["cell"]
+        if num_cells is not None and num_cells < total:
+            dataset = dataset.isel(cell=np.linspace(0, total - 1, num_cells).round().astype(int))
+        tree = super().posterior(dataset, num_samples, predictive=predictive, prior=prior, seed=seed)
+        tree["posterior"].attrs |= read.conventions(self)
+        tree["environments"] = xr.DataTree(read.environments(self, dataset, 0.9, num_samples, seed))
+        return tree
+
+    def predict(self, data: DataLike, num_samples: int = 200, *, seed: int = 0) -> xr.Dataset:
+        """Draw the expression of cells from their environment alone (and their library size); see `Fit.predict`."""
+        return super().predict(self._prepared(data, observed=False), num_samples, seed=seed)
+
+    def resume(self, data: DataLike, num_steps: int, *, progress: bool = True, options: Any = None) -> Self:
+        """Go on training; see `Fit.resume`. Stages stay those of the plan: no further rotation."""
+        return super().resume(self._prepared(data), num_steps, progress=progress, options=options)
+
+    def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 60) -> xr.Dataset:
+        """Table of what can be known about the quality of the fit; `as_text` prints it."""
+        held_out = None if test is None else self._prepared(test)
+        return environment_report(self, self._prepared(data), held_out, num_samples=num_samples)
+
+    def _prepared(self, data: DataLike, *, observed: bool = True) -> xr.Dataset:
+        dataset = as_dataset(data, self.schema)
+        if not isinstance(dataset, xr.Dataset):
+            raise DataError(f"data: found {type(data).__name__}; wanted a Dataset")
+        return checked(self, prepared(self.model, dataset, observed=observed, dtype=self.dtype), observed=observed)
+
+
+def _small(template: Template) -> Template:
+    """The template with two cells: an amortised guide asks for none, and questions without data should cost nothing."""
+
+    def of(dims: tuple[str, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+        both = zip(dims, sizes, strict=True)
+        return tuple(min(size, TEMPLATE_CELLS) if dim == "cell" else size for dim, size in both)
+
+    variables = {n: (dims, of(dims, sizes), dtype) for n, (dims, sizes, dtype) in template.variables.items()}
+    return replace(template, variables=variables)
+
+
+register(EnvironmentVAEFit)
