@@ -12,6 +12,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
+from ..guides.linear_environment_vae import LinearEnvironmentVAEGuide
 from ..inference.draws import log_mean_exp
 from ..inference.inputs import to_inputs
 from ..inference.messengers import isolated
@@ -215,6 +216,8 @@ def _profiles(
 def log_density(fit: EnvironmentVAEFit, data: xr.Dataset, num_samples: int, seed: int) -> xr.DataArray:
     """Log predictive density of cells by importance sampling; see `EnvironmentVAEFit.log_density`."""
     check_counts(num_samples=num_samples)
+    if isinstance(fit.guide, LinearEnvironmentVAEGuide):
+        return _marginal_density(fit, data, num_samples, seed)
     model, guide = fit.model, fit.guide
     descriptors = descriptors_of(fit, data)
     mu, law = draw_environments(fit, descriptors, num_samples, seed)
@@ -237,8 +240,20 @@ def log_density(fit: EnvironmentVAEFit, data: xr.Dataset, num_samples: int, seed
                 ratio = 0.5 * (noise.square() - ((z - of_cells(mu[s], e_i)) / scale).square()) + (sd / scale).log()
                 weights.append((model.likelihood.log_score(output, l_i, x_i) + constant + ratio.sum(-1)).double())
             terms.append(log_mean_exp(torch.stack(weights)).cpu())
+    return _of_cells(torch.cat(terms), data)
+
+
+def _of_cells(density: Float[Tensor, " cell"], data: xr.Dataset) -> xr.DataArray:
     coords = {"cell": data["cell"].values} if "cell" in data.coords else {}
-    return xr.DataArray(torch.cat(terms).numpy(), dims=("cell",), coords=coords, name="log_density")
+    return xr.DataArray(density.cpu().numpy(), dims=("cell",), coords=coords, name="log_density")
+
+
+def _marginal_density(fit: EnvironmentVAEFit, data: xr.Dataset, num_samples: int, seed: int) -> xr.DataArray:
+    """Log density with the latents integrated out, averaged over draws of the shifts."""
+    inputs, linear = to_inputs(fit.model.schema, data, device=fit.device), fit.guide.linear()
+    mu, _ = draw_environments(fit, None, num_samples, seed)
+    means = mu.double()[:, inputs["environment"]]
+    return _of_cells(log_mean_exp(linear.log_density(inputs["expression"].double(), means)), data)
 
 
 def new_environments(

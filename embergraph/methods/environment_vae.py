@@ -170,10 +170,12 @@ class Choice:
     ) -> Choice:
         """Defaults for model and data."""
         counts, num_cells = model.likelihood.counts, data.sizes["cell"]
-        batch_size = min(batch_size or (256 if counts else 128), num_cells)
+        batch_size = (256 if counts else 128) if batch_size is None else batch_size
+        check_counts(batch_size=batch_size)
+        batch_size = min(batch_size, num_cells)
         epoch = math.ceil(num_cells / batch_size)
-        num_steps = num_steps or (max(2000, 60 * epoch) if counts else 3000)
-        check_counts(num_steps=num_steps, batch_size=batch_size)
+        num_steps = (max(2000, 60 * epoch) if counts else 3000) if num_steps is None else num_steps
+        check_counts(num_steps=num_steps)
         every = max(20, epoch) if counts else max(50, epoch // 2)
         every = min(every, max(1, num_steps // 20))
         sparse = isinstance(model.environment_prior, SingleEffects | SpikeSlabShifts)
@@ -187,7 +189,7 @@ class Choice:
             effects_from=round(num_steps * 20 / 150),
         )
         schedules: dict[str, Any] = {
-            "learning_rate": WarmCosine(warm=50 / num_steps, hold=0.5, end=0.05)
+            "learning_rate": WarmCosine(warm=min(0.1, 50 / num_steps), hold=0.5, end=0.05)
             if counts
             else WarmCosine(warm=0.0, hold=0.4, end=0.02)
         }
@@ -196,8 +198,9 @@ class Choice:
         if isinstance(model.environment_prior, GatedShifts):
             schedules["environment_prior.temperature"] = Geometric(1.0, 0.05)
         return cls(
-            num_steps, batch_size, rate or (3e-3 if counts else 5e-3), schedules, every if closed else None, stages
-        )
+            num_steps, batch_size, (3e-3 if counts else 5e-3) if rate is None else rate, schedules,
+            every if closed else None, stages,
+        )  # fmt: skip
 
 
 def _is_sparse_by_descriptors(model: EnvironmentVAE) -> bool:
@@ -282,7 +285,7 @@ def _by_em(
 ) -> EnvironmentVAEFit:
     fitted = em(
         model, LinearEnvironmentVAEGuide.for_model(model), prepared(model, data, dtype="float64"),
-        num_steps=num_steps or 400, seed=seed, device=device, progress=progress, checkpoint=checkpoint,
+        num_steps=400 if num_steps is None else num_steps, seed=seed, device=device, progress=progress, checkpoint=checkpoint,
         fit_class=EnvironmentVAEFit,
     )  # fmt: skip
     return cast("EnvironmentVAEFit", fitted)
