@@ -34,6 +34,10 @@ from ._drawing import (
     one_network,
 )
 from ._layout import layered_layout
+from .environment_plots import plot_gene_effects as plot_gene_effects
+from .environment_plots import plot_latents as plot_latents
+from .environment_plots import plot_shifts as plot_shifts
+from .environment_plots import plot_targets as plot_targets
 from .graphs import to_networkx
 from .matrix_plots import plot_graph_matrix as plot_graph_matrix
 from .matrix_plots import plot_reliability as plot_reliability

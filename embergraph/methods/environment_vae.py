@@ -285,8 +285,8 @@ def _by_em(
 ) -> EnvironmentVAEFit:
     fitted = em(
         model, LinearEnvironmentVAEGuide.for_model(model), prepared(model, data, dtype="float64"),
-        num_steps=400 if num_steps is None else num_steps, seed=seed, device=device, progress=progress, checkpoint=checkpoint,
-        fit_class=EnvironmentVAEFit,
+        num_steps=400 if num_steps is None else num_steps, seed=seed, device=device, progress=progress,
+        checkpoint=checkpoint, fit_class=EnvironmentVAEFit,
     )  # fmt: skip
     return cast("EnvironmentVAEFit", fitted)
 

@@ -198,6 +198,8 @@ class GeneEffectsPosterior(nn.Module):
     weights: Tensor
     scales: Tensor
     is_control: Tensor
+    effects: Tensor
+    divergence: Tensor
 
     def __init__(self, prior: GeneEffects) -> None:
         super().__init__()
@@ -207,6 +209,9 @@ class GeneEffectsPosterior(nn.Module):
         self.register_buffer("weights", prior.concentration / prior.concentration.sum())
         self.register_buffer("scales", prior.scales.clone())
         self.register_buffer("is_control", prior.is_control.clone())
+        self.register_buffer("effects", zeros.clone())
+        self.register_buffer("divergence", torch.zeros((), dtype=zeros.dtype))
+        self._summarise(prior)
 
     def law(self) -> AtomNormalMixture:
         """Posterior of every effect, batch shape (condition, gene), float64; the control's row is zero."""
@@ -224,8 +229,8 @@ class GeneEffectsPosterior(nn.Module):
         pyro.sample("gene_effects", AtomNormalMixture(weights, loc, scale).to_event(2))
 
     def mean(self) -> Float[Tensor, "condition gene"]:
-        """Posterior means."""
-        return self.law().mean.to(self.estimate.dtype)
+        """Posterior means as of the last update, ready to be read at every step of an optimiser."""
+        return self.effects
 
     def variance(self) -> Float[Tensor, "condition gene"]:
         """Posterior variances."""
@@ -236,17 +241,22 @@ class GeneEffectsPosterior(nn.Module):
         return (1 - self.law().weights[..., 0]).to(self.estimate.dtype)
 
     def kl(self, prior: GeneEffects) -> Float[Tensor, ""]:
-        """KL of the effects given the weights, minus the log prior density of the weights; nats.
+        """KL of the effects given the weights, minus the log prior density of the weights; nats, as of the last update.
 
         Exact: q is the posterior under the likelihood Normal(b; beta, 1/I), so that the KL is the mean of its log minus
         the log evidence.
         """
+        return self.divergence
+
+    @torch.no_grad()
+    def _summarise(self, prior: GeneEffects) -> None:
         b, information = self.estimate.double(), self.information.double()
         q = self.law()
         expected = information * (b * q.mean - 0.5 * (q.variance + q.mean**2))
         effects = (expected - mixture_evidence(b, information, *self._prior()))[~self.is_control].sum()
         weights = dist.Dirichlet(prior.concentration.double(), validate_args=False).log_prob(self.weights.double())
-        return (effects - weights).to(self.estimate.dtype)
+        self.effects.copy_(q.mean)
+        self.divergence.copy_(effects - weights)
 
     @torch.no_grad()
     def update(
@@ -283,6 +293,7 @@ class GeneEffectsPosterior(nn.Module):
         b, known = self.estimate.double(), self.information.double()
         weights = mixture_weights(b, known, prior.scales.double(), prior.concentration.double())
         self.weights.copy_(weights)
+        self._summarise(prior)
 
     def _prior(self) -> tuple[Tensor, Tensor]:
         weights = self.weights.double()
