@@ -20,7 +20,7 @@ import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -208,7 +208,11 @@ class EnvironmentVAEGuide(nn.Module):
         prior: Moments,
     ) -> Float[Tensor, ""]:
         """Sum over cells of E KL(q(z_i) || Normal(mu_e, sigma_e^2)), exact over the posterior of mu_e."""
-        if self.relaxed_masks and isinstance(self.environment, MaskedPosterior):
+        if (
+            self.relaxed_masks
+            and isinstance(self.environment, MaskedPosterior)
+            and isinstance(self.prior, MaskedShifts)
+        ):
             mean = self.environment.relaxed_mask(e_i) * of_cells(self.prior.size, e_i)
             squares = log_variance.exp() + (loc - mean).square()
         else:
@@ -236,9 +240,11 @@ class EnvironmentVAEGuide(nn.Module):
     def constant(self, model: EnvironmentVAE, expression: Float[Tensor, "cell gene"]) -> Float[Tensor, " cell"]:
         """Terms of the log-likelihood that depend on the data alone, computed once for each data set."""
         if self._constant is None or self._constant[0]() is not expression:
+            values = expression.new_empty(len(expression))  # filled in place: many small results fragment the memory
             with torch.no_grad():
-                parts = [model.likelihood.base_measure(part) for part in expression.split(CHUNK)]
-            self._constant = (weakref.ref(expression), torch.cat(parts))
+                for rows in torch.arange(len(expression), device=expression.device).split(CHUNK):
+                    values[rows] = model.likelihood.base_measure(expression[rows])
+            self._constant = (weakref.ref(expression), values)
         return self._constant[1]
 
     @torch.no_grad()
@@ -309,7 +315,8 @@ class EnvironmentVAEGuide(nn.Module):
                 dispersion = getattr(model.likelihood, "inverse_dispersion", math.inf)
                 sums.add_counts(inputs["expression"][rows], mean, e_i, dispersion)
             else:
-                sums.add_gaussian(inputs["expression"][rows], mean, e_i, model.likelihood.scale)
+                scale: Any = model.likelihood.scale
+                sums.add_gaussian(inputs["expression"][rows], mean, e_i, scale)
         self.gene_effects.update(model.gene_effects, sums.estimate(current), sums.information)
 
     def settings(self) -> dict[str, Any]:
@@ -320,7 +327,7 @@ class EnvironmentVAEGuide(nn.Module):
             "encoder": self.encoder.settings(),
             "parameterisation": self.parameterisation,
             "stages": asdict(self.stages),
-            "penalties": [penalty.settings() for penalty in self.penalties],
+            "penalties": [cast("Penalty", penalty).settings() for penalty in self.penalties],
             "relaxed_masks": self.relaxed_masks,
         }
 

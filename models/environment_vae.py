@@ -103,9 +103,9 @@ class EnvironmentVAE(torch.nn.Module):
             raise DataError(f"environment_prior: found {found}, which names no targets to cut; wanted SingleEffects")
         parts = {"decoder": decoder, "causal_map": causal_map}
         for part, module in parts.items():
-            if module is not None and module.num_latents != environment_prior.num_latents:
-                found = module.num_latents
-                raise DataError(f"{part}: found {found} latents; wanted {environment_prior.num_latents}, as the prior")
+            wanted = environment_prior.num_latents
+            if module is not None and module.num_latents != wanted:
+                raise DataError(f"{part}: found {module.num_latents} latents; wanted {wanted}, as the prior")
         if likelihood.num_genes != decoder.num_genes:
             raise DataError(f"likelihood: found {likelihood.num_genes} genes; wanted {decoder.num_genes}")
         self.environment_prior, self.decoder, self.likelihood = environment_prior, decoder, likelihood

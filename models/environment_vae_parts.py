@@ -83,6 +83,7 @@ def _parts(
     if isinstance(likelihood, str):
         name = likelihood if likelihood != "auto" else "negative_binomial" if are_counts(data) else "gaussian"
         likelihood = named("likelihood", LIKELIHOODS, name)(num_genes)
+    assert isinstance(likelihood, Likelihood)
     if isinstance(decoder, str):
         name = decoder if decoder != "auto" else "mlp" if likelihood.counts else "linear"
         features = num_features(data) if conditional else 0
@@ -94,11 +95,12 @@ def _parts(
         raise DataError("max_targets: found it beside a prior; wanted it with environment_prior='single_effects'")
     if isinstance(causal_map, str):
         causal_map = named("causal_map", CAUSAL_MAPS, causal_map)(num_latents)
-    if isinstance(gene_effects, bool):
-        gene_effects = GeneEffects(data.sizes["condition"], num_genes, control=row) if gene_effects else None
+    effects: GeneEffects | None = gene_effects if isinstance(gene_effects, GeneEffects) else None
+    if gene_effects is True:
+        effects = GeneEffects(data.sizes["condition"], num_genes, control=row)
     return {
         "environment_prior": environment_prior, "decoder": decoder, "likelihood": likelihood, "causal_map": causal_map,
-        "gene_effects": gene_effects,
+        "gene_effects": effects,
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyro
@@ -250,10 +250,13 @@ def _of_cells(density: Float[Tensor, " cell"], data: xr.Dataset) -> xr.DataArray
 
 def _marginal_density(fit: EnvironmentVAEFit, data: xr.Dataset, num_samples: int, seed: int) -> xr.DataArray:
     """Log density with the latents integrated out, averaged over draws of the shifts."""
-    inputs, linear = to_inputs(fit.model.schema, data, device=fit.device), fit.guide.linear()
+    linear = cast("LinearEnvironmentVAEGuide", fit.guide).linear()
     mu, _ = draw_environments(fit, None, num_samples, seed)
-    means = mu.double()[:, inputs["environment"]]
-    return _of_cells(log_mean_exp(linear.log_density(inputs["expression"].double(), means)), data)
+    terms = []
+    for inputs, _, _ in parts(fit, data, values_per_cell=num_samples):
+        means = mu.double()[:, inputs["environment"]]
+        terms.append(log_mean_exp(linear.log_density(inputs["expression"].double(), means)))
+    return _of_cells(torch.cat(terms), data)
 
 
 def new_environments(
@@ -293,11 +296,11 @@ def new_environments(
     genes = fit.template.coords.get("gene")
     if genes is not None:
         coords["gene"] = genes
-    found = {
+    table_of = {
         "mean": (dims, torch.stack(means).double().mean(0).cpu().numpy()),
         "lower": (dims, lower),
         "upper": (dims, upper),
         "shift": (("condition", "latent"), torch.stack(shifts).double().mean(0).cpu().numpy()),
     }
     of_what = "share of the counts of a cell" if fit.model.likelihood.counts else "expression of a cell"
-    return xr.Dataset(found, coords).assign_attrs(interval=interval, of=of_what)
+    return xr.Dataset(table_of, coords).assign_attrs(interval=interval, of=of_what)

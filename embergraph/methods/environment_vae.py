@@ -31,6 +31,7 @@ from ._environment_vae_data import prepared
 from ._environment_vae_fit import EnvironmentVAEFit
 
 Routine = Literal["auto", "em", "svi"]
+Sees = Literal["auto", "x", "x_u", "film"]
 FEW_GENES = 100
 UNDETERMINED = 0.2
 SEES_ENVIRONMENT = (GATED, TRANSLATION, CONDITIONAL)
@@ -45,7 +46,7 @@ def fit_environment_vae(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     encoder: CellEncoder | None = None,
-    sees: Literal["auto", "x", "x_u", "film"] = "auto",
+    sees: Sees = "auto",
     parameterisation: Literal["auto", "direct", "residual"] = "auto",
     penalties: Sequence[Penalty] = (),
     relaxed_masks: bool = False,
@@ -207,11 +208,10 @@ def _is_sparse_by_descriptors(model: EnvironmentVAE) -> bool:
     return isinstance(model.environment_prior, DescriptorShifts) and model.environment_prior.has_targets
 
 
-def default_encoder(model: EnvironmentVAE, data: xr.Dataset, sees: str, seed: int) -> CellEncoder:
+def default_encoder(model: EnvironmentVAE, data: xr.Dataset, sees: Sees, seed: int) -> CellEncoder:
     """Encoder for the likelihood and the size of the data, standardised on these data."""
-    if sees == "auto":
-        sees = "x_u" if model.name in SEES_ENVIRONMENT else "x"
-    if sees == "x":
+    kind = ("x_u" if model.name in SEES_ENVIRONMENT else "x") if sees == "auto" else sees
+    if kind == "x":
         features = 0
     elif model.uses_descriptors:
         features = data.sizes["feature"]
@@ -224,7 +224,7 @@ def default_encoder(model: EnvironmentVAE, data: xr.Dataset, sees: str, seed: in
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = CellEncoder(
-            model.num_genes, model.num_latents, hidden, transform="log1p_library" if counts else "identity", sees=sees,
+            model.num_genes, model.num_latents, hidden, transform="log1p_library" if counts else "identity", sees=kind,
             num_features=features,
         )  # fmt: skip
     library = torch.as_tensor(data["library"].values) if counts else None
@@ -270,7 +270,7 @@ def settle(fit: EnvironmentVAEFit, data: xr.Dataset, device: torch.device | str 
     """Give the environments the posterior of their prior, whatever stage training ended in."""
     inputs = to_inputs(fit.model.schema, data, device=device)
     with isolated(0, fit.store), torch.no_grad():
-        statistics = fit.guide.statistics(fit.model, inputs)
+        statistics = cast("EnvironmentVAEGuide", fit.guide).statistics(fit.model, inputs)
         fit.guide.environment.update(fit.model.environment_prior, statistics, inputs.get("descriptors"))
 
 
