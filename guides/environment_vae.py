@@ -181,8 +181,8 @@ class EnvironmentVAEGuide(nn.Module):
         with pyro.plate("cell", len(inputs["environment"])) as rows:
             pass
         weight = len(inputs["environment"]) / len(rows)
-        x_i, e_i = inputs["expression"][rows], inputs["environment"][rows]
-        l_i = inputs["library"][rows] if "library" in inputs else None
+        x_i, e_i = (inputs[name].index_select(0, rows) for name in ("expression", "environment"))
+        l_i = inputs["library"].index_select(0, rows) if "library" in inputs else None
         prior = self.environment.moments(model.environment_prior, descriptors)
         loc, log_variance = self.encode(x_i, e_i, l_i, descriptors, prior.mean)
         z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)

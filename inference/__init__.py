@@ -8,15 +8,17 @@ from .export import to_arviz, to_datatree
 from .fit import Fit
 from .options import Options
 from .registry import register
-from .schedules import Cosine, Geometric
+from .schedules import Cosine, Geometric, Linear, WarmCosine
 from .stored import StoredDraws
 
 __all__ = [
     "Cosine",
     "Fit",
     "Geometric",
+    "Linear",
     "Options",
     "StoredDraws",
+    "WarmCosine",
     "as_text",
     "em",
     "guide_khat",

@@ -37,6 +37,7 @@ def svi(
     schedules: Mapping[str, Schedule] | None = None,
     tolerance: float | None = None,
     window: int = 100,
+    update_every: int | None = None,
     num_restarts: int = 1,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -56,27 +57,39 @@ def svi(
     guide
         Pyro callable with the model's arguments, or, so that restarts differ, a class or a function of one argument
         named ``model`` that makes one: ``AutoNormal``, ``lambda model: AutoNormal(model, init_loc_fn=init_to_sample)``.
-        A guide with a method ``objective(model, inputs)`` (a differentiable loss) is trained on that.
+        A guide with a method ``objective(model, inputs)`` (a differentiable loss) is trained on that; it finds the rows
+        of a minibatch by ``pyro.plate``, as a model does. A guide may also have an ``update``, see `update_every`.
     data
         Dataset with the model's inputs, or a mapping of their names to ``(dims, values)`` or arrays.
     num_steps
         Steps of each restart, at the most.
     batch_size
-        Rows of the plate in a step; the model's plate scales the likelihood. None: all rows.
+        Rows of the plate in a step; the model's plate scales the likelihood. None: all rows. Every epoch goes through
+        the rows in a new order, in batches of one size; the few rows left at its end sit it out. The objective on all
+        of the data is then computed in parts of four batches, so that memory does not grow with the number of rows.
     learning_rate
         One rate, or rates by pattern of the parameter's name (``{"*scale*": 0.02, "*": 0.005}``, first match counts).
     optimizer
-        Torch optimiser class or a partial of one.
+        Torch optimiser class or a partial of one. Adam and AdamW run as one kernel (``fused=True``) unless the partial
+        says otherwise.
     loss
         Pyro ELBO object; by default ``Trace_ELBO``, or ``TraceEnum_ELBO`` if the model enumerates a site.
     clip_norm
         Largest norm of the gradient of all parameters together.
     schedules
-        Values over the share of steps done: buffers of the model by dotted name (the acyclicity weight is one), or
-        ``"learning_rate"``, a factor of every rate.
+        Values over the share of steps done: buffers of the model by dotted name (the acyclicity weight is one), buffers
+        of the guide by names that start with ``guide.`` (``"guide.kl_weight"``), or ``"learning_rate"``, a factor of
+        every rate. The objective on all of the data is that of the schedules' ends.
     tolerance, window
         Stop when the mean loss of a window of steps improves on that of the window before by less than
         `tolerance` times its size. None: run all steps.
+    update_every
+        After every so many steps call ``guide.update(model, inputs, step)``, for closed forms and other moves that no
+        gradient makes: `inputs` are the model's arguments by name, with all rows, and `step` is the number of steps
+        done. It runs without gradients, its result is not looked at. It may change buffers of the guide, and, in place,
+        parameters of guide and model, which then start afresh in the optimiser; what it needs to remember is a buffer.
+        Shapes stay as they are. It takes place as a whole or, if it breaks down or Ctrl-C is pressed, not at all.
+        None: no updates.
     num_restarts
         Runs from different seeds; the one with the best objective on all of the data is kept, with every history.
     seed
@@ -101,24 +114,29 @@ def svi(
     Raises
     ------
     SchemaError
-        If data and model do not belong together, or minibatches are not possible.
+        If data and model do not belong together, minibatches are not possible, or updates are wanted of a guide that
+        has none.
     DataError
         If an option is out of range.
     LoadError
         If the checkpoint is of another run, or no checkpoint.
     NumericalError
-        If loss or gradient of every restart left the finite numbers; names step and site, and carries the last good
-        state as ``error.fit``.
+        If loss, gradient or an update of every restart left the finite numbers; names step and site, and carries the
+        last good state, at which a loss was finite, as ``error.fit``.
     """
     check_counts(
         num_steps=num_steps, num_restarts=num_restarts, window=window, checkpoint_every=checkpoint_every, seed=seed
     )
+    if update_every is not None:
+        check_counts(update_every=update_every)
     schema = schema_of(model, as_dataset(data), latent=latent, dims=dims)
     dataset = as_dataset(data, schema)
     inputs = to_inputs(schema, dataset, device=device)
     template = Template.of(schema, dataset)
     rates = dict(learning_rate) if isinstance(learning_rate, Mapping) else learning_rate
-    options = Options(rates, optimizer, loss, batch_size, clip_norm, dict(schedules or {}), tolerance, window)
+    options = Options(
+        rates, optimizer, loss, batch_size, clip_norm, dict(schedules or {}), tolerance, window, update_every
+    )
     settings = {
         "routine": "svi", "num_steps": num_steps, "num_restarts": num_restarts, "seed": seed, **options.settings(),
     }  # fmt: skip

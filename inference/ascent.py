@@ -21,8 +21,7 @@ from .acceleration import Squarem
 from .copies import float_dtype, make_pair
 from .export import name_of
 from .messengers import isolated, latent_sites, quiet, rng_state, set_rng_state
-
-BREAKDOWNS = (ArithmeticError, torch.linalg.LinAlgError, np.linalg.LinAlgError)
+from .updating import BREAKDOWNS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.parts.errors import LoadError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def fingerprint(inputs: Mapping[str, Tensor]) -> str:
@@ -22,7 +22,7 @@ def fingerprint(inputs: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in inputs.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -65,6 +65,16 @@ def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def site_not_finite(guide_trace: Any, trace: Any) -> str:
+    """The first site of guide or model with a value or log probability that is not finite; empty if there is none."""
+    for part, role in ((guide_trace, "guide"), (trace, "model")):
+        for name, site in sample_sites(part).items():
+            log_prob = site["fn"].log_prob(site["value"])
+            if not bool(torch.isfinite(site["value"]).all() & torch.isfinite(log_prob).all()):
+                return f"site {name!r} of the {role}"
+    return ""
+
+
 def plates_of(site: Mapping[str, Any]) -> dict[int, Any]:
     """Vectorised plates around a site by their dim (negative, from the right)."""
     return {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from fnmatch import fnmatch
 from typing import Any, NoReturn, TypeVar
 
 import pyro
@@ -15,17 +14,19 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from ..models.parts.errors import DataError, NumericalError, SchemaError
+from ..models.parts.errors import NumericalError
 from ..models.schema import Schema
-from .batches import cannot_subsample, rows_to_choose_from
+from . import snapshot
+from .batches import Epochs, cannot_subsample, count_rows, rows_to_choose_from
 from .copies import fitted_parameters, float_dtype, make_pair, owner_of
 from .density import max_plate_nesting
-from .messengers import Supply, isolated, quiet, rng_state, sample_sites, set_rng_state
-from .options import Options
+from .descent import RATE, Descent, fill
+from .evaluation import mean_loss
+from .messengers import Supply, isolated, quiet, rng_state, sample_sites, set_rng_state, site_not_finite
+from .options import Options, check_counts
 from .schedules import BufferSchedules
+from .updating import BREAKDOWNS, changed_by, check_update
 
-NUM_EVALUATIONS = 16
-RATE = "learning_rate"
 T = TypeVar("T")
 
 
@@ -46,6 +47,8 @@ class Run:
         Parameter store state that belongs to an already fitted `model` and `guide`.
     """
 
+    guide: Any
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -59,13 +62,16 @@ class Run:
         self.schema, self.inputs, self.options, self.seed = schema, dict(inputs), options, seed
         self.losses: list[float] = []
         self.converged, self.failure, self.final_loss = False, "", math.nan
+        self._updated_after = 0
         with self._isolated() as self.store:
             self.model, self.guide, copied = make_pair(model, guide, self.inputs, store)
+            if options.update_every is not None:
+                check_update(self.guide)
             if copied is not None:
                 pyro.get_param_store().set_state(copied)
             self._build()
             self._rng = rng_state()
-        self._good = [p.detach().clone() for p in self.parameters.values()]
+        self._before_update: dict[str, Tensor] = {}  # numbers of the modules, until a loss is finite after the update
 
     @property
     def device(self) -> torch.device:
@@ -81,19 +87,45 @@ class Run:
 
     def _build(self) -> None:
         """Run everything once with validation on: creates the parameters and finds out what the loss needs."""
-        guide_trace, trace = self._validated(self._traces)
+        self.num_rows = 0
+        size = self.options.batch_size
+        if size is None:
+            self._choose_loss(*self._validated(self._traces))
+        else:
+            check_counts(batch_size=size)
+            self._build_on_rows(self.schema.plate, size)
+        self._epochs = self._new_epochs()
+        self._descent = Descent(fitted_parameters(self._modules()), self.options)
+        scheduled = {k: v for k, v in self.options.schedules.items() if k != RATE}
+        self._buffers = BufferSchedules(owner_of(self.model), scheduled, owner_of(self.guide))
+        if self.options.update_every is not None:
+            snapshot.take(self._numbers_owner())  # buffers lie in memory as they will after an update
+
+    def _build_on_rows(self, plate: str, size: int) -> None:
+        """Build on some rows, so that memory does not grow with the data; all of them only tell what went wrong."""
+        total = count_rows(self.schema, self.inputs)
+        if not total:
+            total = rows_to_choose_from(plate, size, self.guide, *self._validated(self._traces))
+        rows = {plate: torch.arange(size, device=self.device)} if size < total else {}
+        try:
+            with Supply(rows):
+                guide_trace, trace = self._validated(self._traces)
+                self.num_rows = rows_to_choose_from(plate, size, self.guide, guide_trace, trace)
+                self._choose_loss(guide_trace, trace)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if not rows:
+                raise
+            traces = self._validated(self._traces)
+            rows_to_choose_from(plate, size, self.guide, *traces)
+            self._choose_loss(*traces)
+            raise cannot_subsample(plate, size, error) from error
+
+    def _choose_loss(self, guide_trace: Any, trace: Any) -> None:
         enumerated = [n for n, s in sample_sites(trace).items() if s["infer"].get("enumerate") == "parallel"]
         nesting = max(max_plate_nesting(trace), max_plate_nesting(guide_trace))
         kind = TraceEnum_ELBO if enumerated else Trace_ELBO
         self.elbo = self.options.loss or kind(max_plate_nesting=nesting)
         self._validated(self._loss)
-        size = self.options.batch_size
-        self.num_rows = 0 if size is None else self._num_rows(size, guide_trace, trace)
-        self.parameters = fitted_parameters(self._modules())
-        self.optimizer = self.options.optimizer(self._groups())
-        scheduled = {k: v for k, v in self.options.schedules.items() if k != RATE}
-        self._buffers = BufferSchedules(self.model, scheduled)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def _validated(self, run: Callable[[], T]) -> T:
         """Run with Pyro's checks; without, where a number that is not finite trips them (the first step names it)."""
@@ -107,32 +139,16 @@ class Run:
                         raise
                     return run()
 
-    def _num_rows(self, size: int, guide_trace: Any, trace: Any) -> int:
-        plate = self.schema.plate
-        num_rows = rows_to_choose_from(plate, size, self.guide, guide_trace, trace)
-        if num_rows:
-            try:
-                with Supply({plate: torch.arange(size, device=self.device)}):
-                    self._validated(self._loss)
-            except (ValueError, RuntimeError, IndexError) as error:
-                raise cannot_subsample(plate, size, error) from error
-        return num_rows
+    def _new_epochs(self) -> Epochs | None:
+        size = self.options.batch_size
+        return Epochs(self.num_rows, size, self.seed, self.device) if self.num_rows and size is not None else None
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         owners = {"model": owner_of(self.model), "guide": owner_of(self.guide)}
         return {role: module for role, module in owners.items() if module is not None}
 
-    def _groups(self) -> list[dict[str, Any]]:
-        rate = self.options.learning_rate
-        if not isinstance(rate, Mapping):
-            return [{"params": list(self.parameters.values()), "lr": rate}]
-        groups: dict[str, list[Tensor]] = {}
-        for name, tensor in self.parameters.items():
-            pattern = next((p for p in rate if fnmatch(name, p)), None)
-            if pattern is None:
-                raise DataError(f"learning_rate: found no pattern for parameter {name!r} in {sorted(rate)}")
-            groups.setdefault(pattern, []).append(tensor)
-        return [{"params": tensors, "lr": rate[pattern]} for pattern, tensors in groups.items()]
+    def _numbers_owner(self) -> torch.nn.Module:
+        return torch.nn.ModuleDict(self._modules())
 
     def advance(self, num_steps: int, total: int, after_step: Callable[[], None]) -> None:
         """Take up to `num_steps` steps of a run of `total`; stops early when converged.
@@ -140,44 +156,40 @@ class Run:
         Raises
         ------
         NumericalError
-            If loss or gradient is not finite; the parameters are then those of the last finite loss.
+            If loss, gradient or an update is not finite; the parameters are then those of the last finite loss.
         """
         with self._isolated(self.store), pyro.validation_enabled(False), quiet():
             set_rng_state(self._rng)
+            self._update_if_due()  # again, where Ctrl-C stopped it
             for _ in range(num_steps):
                 self._step(len(self.losses) / total)
                 self._rng = rng_state()
+                self._update_if_due()
                 after_step()
-                if self._has_converged():
+                if self.options.settled(self.losses):
                     self.converged = True
                     return
 
     def _step(self, done: float) -> None:
+        step = len(self.losses) + 1
         self._buffers.set(done)
-        if RATE in self.options.schedules:
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate * self.options.schedules[RATE](done)
-        self.optimizer.zero_grad()
-        try:
-            with Supply(self._rows()):
+        self._descent.start(done)
+        with Supply(self._rows()):
+            try:
                 value = self._loss_and_gradients()
-        except (NumericalError, torch.linalg.LinAlgError) as error:
-            self._fail(str(error))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.options.clip_norm or math.inf)
-        if not math.isfinite(value):
-            self._fail(f"the loss is {value}, at {self._culprit() or 'no single site'}")
-        if not bool(torch.isfinite(norm)):
-            self._fail(f"the gradient is not finite, at {self._culprit() or self._parameter_at_fault()}")
-        with torch.no_grad():
-            torch._foreach_copy_(self._good, [p.detach() for p in self.parameters.values()])
-        self.optimizer.step()
+            except BREAKDOWNS as error:
+                self._fail(step, str(error))
+            finite = self._descent.clip()
+            if not math.isfinite(value):
+                self._fail(step, f"the loss is {value}, at {self._culprit() or 'no single site'}")
+            if not finite:
+                self._fail(step, f"the gradient is not finite, at {self._culprit() or self._descent.at_fault()}")
+        self._before_update = {}
+        self._descent.step()
         self.losses.append(value)
 
     def _rows(self) -> dict[str, Tensor]:
-        if not self.num_rows:
-            return {}
-        rows = torch.randperm(self.num_rows, device=self.device)
-        return {self.schema.plate: rows[: self.options.batch_size]}
+        return {} if self._epochs is None else {self.schema.plate: self._epochs.rows(len(self.losses))}
 
     def _loss_and_gradients(self) -> float:
         objective = getattr(self.guide, "objective", None)
@@ -189,43 +201,42 @@ class Run:
 
     def _announced_guide(self, **inputs: Tensor) -> Any:
         """The guide with one parameter named to Pyro, whose ELBOs else take no gradients: plain modules name none."""
-        name, parameter = next(iter(self.parameters.items()))
+        name, parameter = next(iter(self._descent.parameters.items()))
         pyro.param(name, parameter)
         return self.guide(**inputs)
 
-    def _has_converged(self) -> bool:
-        window, tolerance = self.options.window, self.options.tolerance
-        if tolerance is None or len(self.losses) % window or len(self.losses) < 2 * window:
-            return False
-        before = sum(self.losses[-2 * window : -window]) / window
-        now = sum(self.losses[-window:]) / window
-        return before - now < tolerance * max(1.0, abs(now))
+    def _update_if_due(self) -> None:
+        """Let the guide update itself; what it moved starts afresh in the optimiser."""
+        every, step = self.options.update_every, len(self.losses)
+        if every is None or step % every or step == self._updated_after:
+            return
+        parameters = list(self._descent.parameters.values())
+        try:
+            before, moved = changed_by(
+                lambda: self.guide.update(self.model, dict(self.inputs), step), self._numbers_owner(), parameters
+            )
+        except BREAKDOWNS as error:
+            self._fail(step, f"the update: {str(error) or type(error).__name__}")
+        self._descent.start_afresh(moved)
+        self._before_update = self._before_update or before
+        self._updated_after = step
+        self._rng = rng_state()
 
-    def _fail(self, what: str) -> NoReturn:
+    def _fail(self, step: int, what: str) -> NoReturn:
         self.restore_good()
-        step = len(self.losses) + 1
-        self.failure = f"step {step}: {what}; parameters are those of step {step - 1}"
+        self.failure = f"step {step}: {what}; parameters are those of step {len(self.losses)}"
         raise NumericalError(self.failure)
 
     def _culprit(self) -> str:
-        """The first site that is not finite on the full data."""
+        """The first site that is not finite, on the rows of the step."""
         with torch.no_grad(), suppress(RuntimeError, ValueError, ArithmeticError):
-            for part, role in zip(self._traces(), ("guide", "model"), strict=True):
-                for name, site in sample_sites(part).items():
-                    log_prob = site["fn"].log_prob(site["value"])
-                    if not bool(torch.isfinite(site["value"]).all() & torch.isfinite(log_prob).all()):
-                        return f"site {name!r} of the {role}"
+            return site_not_finite(*self._traces())
         return ""
 
-    def _parameter_at_fault(self) -> str:
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        return next(f"parameter {name!r}" for name, g in gradients.items() if not bool(torch.isfinite(g).all()))
-
     def restore_good(self) -> None:
-        """Put back the parameters of the last finite loss."""
-        with torch.no_grad():
-            for tensor, good in zip(self.parameters.values(), self._good, strict=True):
-                tensor.copy_(good)
+        """Put back the parameters of the last finite loss, and the numbers that an update changed since."""
+        snapshot.put(self._numbers_owner(), self._before_update)
+        self._descent.go_back()
 
     def evaluate(self) -> float:
         """Objective on the full data, averaged over draws; the measure by which restarts are compared.
@@ -242,8 +253,8 @@ class Run:
         with self._isolated(self.store), torch.no_grad(), pyro.validation_enabled(False), quiet():
             self._buffers.set(1.0)
             try:
-                return sum(self._loss() for _ in range(NUM_EVALUATIONS)) / NUM_EVALUATIONS
-            except (NumericalError, torch.linalg.LinAlgError):
+                return mean_loss(self._loss, self.schema.plate, self.num_rows, self.options.batch_size, self.device)
+            except BREAKDOWNS:
                 return math.nan
 
     def _loss(self) -> float:
@@ -254,22 +265,26 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as copies: tensors and plain numbers."""
-        good = dict(zip(self.parameters, self._good, strict=True))
         return copy.deepcopy(
             {
-                "parameters": {name: tensor.detach().cpu() for name, tensor in self.parameters.items()},
-                "good": {name: tensor.cpu() for name, tensor in good.items()},
-                "buffers": {name: tensor.cpu() for name, tensor in self._all_buffers().items()},
-                "optimizer": self.optimizer.state_dict(),
+                **self._descent.state(),
+                "numbers": {name: tensor.detach().cpu() for name, tensor in self._other_numbers().items()},
+                "before_update": {name: tensor.cpu() for name, tensor in self._before_update.items()},
                 "rng": list(self._rng),
+                "seed": self.seed,
                 "losses": self.losses,
+                "updated_after": self._updated_after,
                 "converged": self.converged,
                 "failure": self.failure,
             }
         )
 
-    def _all_buffers(self) -> dict[str, Tensor]:
-        return {f"{role}.{n}": b for role, module in self._modules().items() for n, b in module.named_buffers()}
+    def _other_numbers(self) -> dict[str, Tensor]:
+        """Buffers of model and guide, and parameters that are not fitted."""
+        fitted = {id(parameter) for parameter in self._descent.parameters.values()}
+        owner = self._numbers_owner()
+        fixed = {name: p for name, p in owner.named_parameters() if id(p) not in fitted}
+        return {**fixed, **dict(owner.named_buffers())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state.
@@ -280,18 +295,10 @@ class Run:
             If the state has other parameters.
         """
         state = copy.deepcopy(dict(state))  # the optimiser goes on working on the tensors that it is given
-        good = dict(zip(self.parameters, self._good, strict=True))
-        groups = {"parameters": self.parameters, "good": good, "buffers": self._all_buffers()}
-        for key, group in groups.items():
-            shapes = {name: tuple(tensor.shape) for name, tensor in group.items()}
-            found = {name: tuple(tensor.shape) for name, tensor in state[key].items()}
-            if shapes != found:
-                raise SchemaError(f"state: found {key} {found}; wanted {shapes}")
-        with torch.no_grad():
-            for key, group in groups.items():
-                for name, tensor in group.items():
-                    tensor.copy_(state[key][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._rng = tuple(state["rng"])
-        self.losses = list(state["losses"])
+        self._descent.restore(state)
+        fill("numbers", self._other_numbers(), state)
+        self._before_update = {name: tensor.to(self.device) for name, tensor in state["before_update"].items()}
+        self._rng, self.seed = tuple(state["rng"]), int(state["seed"])
+        self._epochs = self._new_epochs()
+        self.losses, self._updated_after = list(state["losses"]), int(state["updated_after"])
         self.converged, self.failure = bool(state["converged"]), str(state["failure"])

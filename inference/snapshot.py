@@ -23,25 +23,23 @@ def take(module: torch.nn.Module) -> dict[str, Tensor]:
     neither on what they were views of nor on whether they were read from a file.
     """
     taken = {name: parameter.detach().clone() for name, parameter in module.named_parameters(remove_duplicate=False)}
-    for name, buffer in list(module.named_buffers(remove_duplicate=False)):
-        taken[name] = buffer.detach()
-        _replace(module, name, buffer)
-    return taken
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    _replace(module, buffers)
+    detached = {id(buffer): buffer.detach() for buffer in buffers.values()}
+    return taken | {name: detached[id(buffer)] for name, buffer in buffers.items()}
 
 
 @torch.no_grad()
 def put(module: torch.nn.Module, numbers: Mapping[str, Tensor]) -> None:
     """Give a module copies of saved numbers; buffers are replaced, since they may be views of something else."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    for name, value in numbers.items():
-        if name in parameters:
-            parameters[name].copy_(value)
-        else:
-            _replace(module, name, value)
+    for name in parameters.keys() & numbers.keys():
+        parameters[name].copy_(numbers[name])
+    _replace(module, {name: value for name, value in numbers.items() if name not in parameters})
 
 
-def check_forms(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse numbers that differ in name, shape or precision.
+def check_forms(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str = "guide.") -> None:
+    """Refuse numbers that differ in name, shape or precision; messages put `owner` before the name.
 
     Raises
     ------
@@ -54,7 +52,7 @@ def check_forms(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
             for group in (found, wanted)
         )
         if here != there:
-            raise SchemaError(f"guide.{name}: found {here}; wanted {there}, as it was before")
+            raise SchemaError(f"{owner}{name}: found {here}; wanted {there}, as it was before")
 
 
 def spoiled(found: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> str:
@@ -66,6 +64,11 @@ def spoiled(found: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _replace(module: torch.nn.Module, name: str, value: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(path), leaf, value.detach().clone(memory_format=torch.contiguous_format))
+def _replace(module: torch.nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Put copies in the place of buffers; what was one tensor under two names stays one."""
+    copies: dict[int, Tensor] = {}
+    for name, value in buffers.items():
+        path, _, leaf = name.rpartition(".")
+        if id(value) not in copies:
+            copies[id(value)] = value.detach().clone(memory_format=torch.contiguous_format)
+        setattr(module.get_submodule(path), leaf, copies[id(value)])

@@ -10,6 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoNormal
 
 from embergraph.inference import svi
+from embergraph.inference.batches import Epochs
 from embergraph.inference.inputs import as_dataset, to_inputs
 from embergraph.inference.messengers import Supply
 from embergraph.inference.options import Options
@@ -59,21 +60,35 @@ def test_mean_of_batch_losses_is_the_full_loss(guide):
     run = run_of(guide, 20)
     full, batches = [], []
     with run._isolated(run.store), torch.no_grad():
-        for _ in range(300):
+        for step in range(300):
             full.append(run.elbo.loss(run.model, run.guide, **run.inputs))
-            with Supply(run._rows()):
+            with Supply({"cell": run._epochs.rows(step)}):
                 batches.append(run.elbo.loss(run.model, run.guide, **run.inputs))
     error = np.hypot(np.std(full), np.std(batches)) / np.sqrt(300)
     assert abs(np.mean(batches) - np.mean(full)) < 4 * error
     assert error < 0.02 * np.mean(full)
 
 
-def test_every_row_is_drawn_and_none_twice():
-    run = run_of(with_plates, 20)
-    rows = torch.stack([run._rows()["cell"] for _ in range(50)])
-    assert all(len(set(r.tolist())) == 20 for r in rows)
-    assert set(rows.flatten().tolist()) == set(range(N))
-    assert run_of(with_plates, N)._rows() == {}
+@pytest.mark.parametrize(("num_rows", "size"), [(60, 20), (60, 7), (60, 40), (5, 1)])
+def test_an_epoch_takes_every_row_at_most_once_and_few_sit_out(num_rows, size):
+    epochs = Epochs(num_rows, size, 0, torch.device("cpu"))
+    steps = num_rows // size
+    drawn = [torch.cat([epochs.rows(epoch * steps + batch) for batch in range(steps)]) for epoch in range(300)]
+    assert all(len(set(rows.tolist())) == len(rows) == steps * size for rows in drawn)
+    assert not torch.equal(drawn[0], drawn[1])
+    share = torch.bincount(torch.cat(drawn), minlength=num_rows) / len(drawn)
+    wanted = steps * size / num_rows
+    assert (share - wanted).abs().max() <= 5 * (wanted * (1 - wanted) / len(drawn)) ** 0.5  # no row is left behind
+
+
+def test_rows_follow_from_seed_and_step_alone():
+    one, other = (Epochs(60, 7, seed, torch.device("cpu")) for seed in (0, 1))
+    forth = [one.rows(step) for step in range(30)]
+    torch.manual_seed(3)
+    back = [one.rows(step) for step in reversed(range(30))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forth, back, strict=True))
+    assert not torch.equal(forth[0], other.rows(0))
+    assert run_of(with_plates, N)._rows() == {}  # a batch of all rows is none
 
 
 def test_batches_train_to_the_full_optimum_and_the_export_is_not_scaled():

@@ -261,7 +261,7 @@ def _by_svi(
         checkpoint=checkpoint, fit_class=EnvironmentVAEFit,
     )  # fmt: skip
     fit = cast("EnvironmentVAEFit", fitted)
-    if bool(getattr(fit.guide.environment, "free", False)):  # after Ctrl-C in the first stage
+    if choice.update_every is not None:  # the last steps, and Ctrl-C in the first stage, leave it behind the encoder
         settle(fit, data, device)
     return fit
 
