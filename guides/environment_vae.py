@@ -20,7 +20,7 @@ import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -33,6 +33,7 @@ from ..models.environment_vae_parts import rebuilt
 from ..models.parts.environment_priors import ENVIRONMENT_PRIORS, EnvironmentPrior, MaskedShifts
 from ..models.parts.errors import DataError
 from ..models.parts.gene_effects import GeneEffects
+from ..models.parts.kinds import described
 from .parts.cell_encoders import CellEncoder
 from .parts.encoded_cells import EncodedCells
 from .parts.environment_posteriors import EnvironmentStatistics, MaskedPosterior, Moments, posterior_for
@@ -319,15 +320,20 @@ class EnvironmentVAEGuide(nn.Module):
                 sums.add_gaussian(inputs["expression"][rows], mean, e_i, scale)
         self.gene_effects.update(model.gene_effects, sums.estimate(current), sums.information)
 
-    def settings(self) -> dict[str, Any]:
-        """JSON description; the numbers are in the saved state."""
+    def settings(self) -> dict[str, Any] | None:
+        """JSON description; the numbers are in the saved state. None when a part has no name that a file may carry."""
+        parts: dict[str, Any] = {
+            "prior": described(ENVIRONMENT_PRIORS, self.prior),
+            "encoder": described({"CellEncoder": CellEncoder}, self.encoder),
+            "penalties": [described(PENALTIES, penalty) for penalty in self.penalties],
+        }
+        if None in (parts["prior"], parts["encoder"], *parts["penalties"]):
+            return None
         return {
-            "prior": self.prior.settings(),
+            **parts,
             "effects_prior": None if self.effects_prior is None else self.effects_prior.settings(),
-            "encoder": self.encoder.settings(),
             "parameterisation": self.parameterisation,
             "stages": asdict(self.stages),
-            "penalties": [cast("Penalty", penalty).settings() for penalty in self.penalties],
             "relaxed_masks": self.relaxed_masks,
         }
 

@@ -38,12 +38,13 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
-from .environment_vae_parts import parts_for, rebuilt_parts
+from .environment_vae_parts import FAMILIES, parts_for, rebuilt_parts
 from .parts.causal_maps import CausalMap
 from .parts.decoders import Decoder
 from .parts.environment_priors import EnvironmentPrior
 from .parts.errors import DataError
 from .parts.gene_effects import GeneEffects
+from .parts.kinds import described
 from .parts.likelihoods import Likelihood
 from .schema import Input, Schema
 
@@ -318,10 +319,9 @@ class EnvironmentVAE(torch.nn.Module):
         return xr.Dataset(variables, {"condition": self.conditions, "latent": self.latents})
 
     def settings(self) -> dict[str, Any] | None:
-        """JSON description for saving, None when a prior has no name that a file may carry."""
-        keys = ("environment_prior", "decoder", "likelihood", "causal_map", "gene_effects")
-        parts = {key: part and part.settings() for key in keys for part in (getattr(self, key),)}
-        if any(parts[key] is None for key in keys if getattr(self, key) is not None):
+        """JSON description for saving, None when a prior or part has no name that a file may carry."""
+        parts = {role: described(known, getattr(self, role)) for role, known in FAMILIES.items()}
+        if any(parts[role] is None for role in FAMILIES if getattr(self, role) is not None):
             return None
         return {**parts, "intervention": self.intervention, "conditions": self.conditions, "name": self.name}
 

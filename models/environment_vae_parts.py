@@ -35,6 +35,15 @@ PRIORS: dict[str, type[EnvironmentPrior]] = {
 }
 """Priors of environments by the names that `EnvironmentVAE.for_data` takes."""
 
+FAMILIES: dict[str, Mapping[str, Any]] = {
+    "environment_prior": ENVIRONMENT_PRIORS,
+    "decoder": DECODERS,
+    "likelihood": LIKELIHOODS,
+    "causal_map": CAUSAL_MAPS,
+    "gene_effects": {"GeneEffects": GeneEffects},
+}
+"""Classes of each part that a file may name."""
+
 BESIDE_GENE_EFFECTS = (64,)
 RARE = 0.1  # count of a gene that was never seen, against that of the rarest
 
@@ -131,13 +140,9 @@ def _prior(data: xr.Dataset, num_latents: int, name: str, max_targets: int | Non
 
 def rebuilt_parts(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Parts from the settings of a model."""
-    families: dict[str, Mapping[str, Any]] = {
-        "environment_prior": ENVIRONMENT_PRIORS, "decoder": DECODERS, "likelihood": LIKELIHOODS,
-        "causal_map": CAUSAL_MAPS, "gene_effects": {"GeneEffects": GeneEffects},
-    }  # fmt: skip
     return {
         role: None if settings[role] is None else rebuilt(role, known, settings[role])
-        for role, known in families.items()
+        for role, known in FAMILIES.items()
     }
 
 

@@ -97,7 +97,7 @@ def test_settings_and_state_rebuild_a_map(cls):
 
 
 def test_what_is_refused():
-    with pytest.raises(LoadError, match="causal map: found 'cyclic'; wanted one of"):
+    with pytest.raises(LoadError, match="causal_map: found 'cyclic'; wanted one of"):
         CausalMap.from_settings({"kind": "cyclic"})
     for wrong, message in (
         (lambda: LinearMap(0), "num_latents: found 0"),

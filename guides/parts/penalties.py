@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ...models.parts.errors import DataError
+from ...models.parts.kinds import Part
 from .adversary import Attention, average_entropy, discriminator, held_out_accuracy, mix, reverse_gradient
 from .encoded_cells import EncodedCells
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ...models.environment_vae import EnvironmentVAE
 
 
-class Penalty(nn.Module, ABC):
+class Penalty(Part, ABC):
     """Base of the penalties.
 
     Parameters
@@ -40,7 +41,7 @@ class Penalty(nn.Module, ABC):
         If the weight is negative or not finite.
     """
 
-    kind: ClassVar[str]
+    family = "penalty"
 
     weight: Tensor
 
@@ -56,12 +57,7 @@ class Penalty(nn.Module, ABC):
 
     def settings(self) -> dict[str, Any]:
         """JSON description; the numbers are in the saved state."""
-        return {"kind": self.kind, "weight": float(self.weight)}
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Make a penalty of the described shapes, whose numbers the saved state then fills."""
-        return cls(**{key: value for key, value in settings.items() if key != "kind"})
+        return super().settings() | {"weight": float(self.weight)}
 
 
 class AdversarialEnvironments(Penalty):
@@ -305,4 +301,4 @@ def random_halves(
     return 2 * present + rank % 2, torch.stack([(count + 1) // 2, count // 2], -1)
 
 
-PENALTIES: dict[str, type[Penalty]] = {cls.kind: cls for cls in (AdversarialEnvironments, InvariantRisk)}
+PENALTIES = Penalty.kinds

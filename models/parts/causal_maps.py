@@ -9,18 +9,19 @@ interventions) break the tie: with a linear decoder, one on each latent determin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError, LoadError
+from .errors import DataError
+from .kinds import Part
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-class CausalMap(nn.Module, ABC):
+class CausalMap(Part, ABC):
     """Base of the maps. They start as the identity.
 
     Parameters
@@ -34,7 +35,7 @@ class CausalMap(nn.Module, ABC):
         If there are none.
     """
 
-    kind: ClassVar[str]
+    family = "causal_map"
 
     def __init__(self, num_latents: int) -> None:
         super().__init__()
@@ -69,22 +70,7 @@ class CausalMap(nn.Module, ABC):
 
     def settings(self) -> dict[str, Any]:
         """JSON description that `from_settings` rebuilds the shapes from."""
-        return {"kind": self.kind, "num_latents": self.num_latents}
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> CausalMap:
-        """Make a map of the described kind and sizes, which the saved state then fills.
-
-        Raises
-        ------
-        LoadError
-            If the kind is unknown.
-        """
-        arguments = dict(settings)
-        kind = arguments.pop("kind", None)
-        if kind not in CAUSAL_MAPS:
-            raise LoadError(f"causal map: found {kind!r}; wanted one of {sorted(CAUSAL_MAPS)}")
-        return CAUSAL_MAPS[kind](**arguments)
+        return super().settings() | {"num_latents": self.num_latents}
 
 
 class LinearMap(CausalMap):
@@ -168,4 +154,4 @@ class AutoregressiveMap(CausalMap):
         return super().settings() | {"hidden": self.hidden}
 
 
-CAUSAL_MAPS: dict[str, type[CausalMap]] = {cls.kind: cls for cls in (LinearMap, AutoregressiveMap)}
+CAUSAL_MAPS = CausalMap.kinds

@@ -6,19 +6,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from .errors import DataError, LoadError
+from .errors import DataError
+from .kinds import Part
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-class Decoder(nn.Module, ABC):
+class Decoder(Part, ABC):
     """Base of the decoders.
 
     Parameters
@@ -35,7 +36,7 @@ class Decoder(nn.Module, ABC):
         If a size is too small.
     """
 
-    kind: ClassVar[str]
+    family = "decoder"
 
     def __init__(self, num_latents: int, num_genes: int, num_features: int = 0) -> None:
         super().__init__()
@@ -88,22 +89,7 @@ class Decoder(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """JSON description that `from_settings` rebuilds the shapes from."""
         sizes = ("num_latents", "num_genes", "num_features")
-        return {"kind": self.kind} | {name: getattr(self, name) for name in sizes}
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> Decoder:
-        """Make a decoder of the described kind and sizes, which the saved state then fills.
-
-        Raises
-        ------
-        LoadError
-            If the kind is unknown.
-        """
-        arguments = dict(settings)
-        kind = arguments.pop("kind", None)
-        if kind not in DECODERS:
-            raise LoadError(f"decoder: found {kind!r}; wanted one of {sorted(DECODERS)}")
-        return DECODERS[kind](**arguments)
+        return super().settings() | {name: getattr(self, name) for name in sizes}
 
 
 class LinearDecoder(Decoder):
@@ -236,4 +222,4 @@ def check_rotation(rotation: Float[Tensor, "latent latent"], num_latents: int) -
         raise DataError(f"rotation: found R'R off the identity by {defect:.1g}; wanted an orthogonal matrix")
 
 
-DECODERS: dict[str, type[Decoder]] = {cls.kind: cls for cls in (LinearDecoder, MLPDecoder)}
+DECODERS = Decoder.kinds

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
-from .errors import DataError, LoadError
+from .errors import DataError
+from .kinds import Part
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -73,25 +74,17 @@ class Expression(TorchDistribution):
             return self.likelihood.draw(self.likelihood.mean(self.output, self.library).expand(shape))
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Part, ABC):
     """Base of the likelihoods.
 
     Attributes
     ----------
-    kinds
-        The likelihoods by name.
     counts
         Whether it is a law of counts, which needs the library size of each cell.
     """
 
-    kinds: ClassVar[dict[str, type[Likelihood]]] = {}
-    kind: ClassVar[str]
+    family = "likelihood"
     counts: ClassVar[bool]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "kind" in cls.__dict__:
-            cls.kinds[cls.kind] = cls
 
     def __init__(self, num_genes: int) -> None:
         super().__init__()
@@ -130,19 +123,4 @@ class Likelihood(nn.Module, ABC):
 
     def settings(self) -> dict[str, Any]:
         """JSON description that `from_settings` rebuilds the shapes from."""
-        return {"kind": self.kind, "num_genes": self.num_genes}
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> Likelihood:
-        """Make a likelihood of the described kind and sizes, which the saved state then fills.
-
-        Raises
-        ------
-        LoadError
-            If the kind is unknown.
-        """
-        arguments = dict(settings)
-        kind = arguments.pop("kind", None)
-        if kind not in cls.kinds:
-            raise LoadError(f"likelihood: found {kind!r}; wanted one of {sorted(cls.kinds)}")
-        return cls.kinds[kind](**arguments)
+        return super().settings() | {"num_genes": self.num_genes}
