@@ -275,12 +275,13 @@ def new_environments(
     if not bool(torch.isfinite(u).all()):
         raise DataError("descriptors: found NaN or infinite values; wanted finite numbers")
     shifts, means, cells = [], [], []
-    e = torch.arange(len(u), device=fit.device)
+    e, noise = torch.arange(len(u), device=fit.device), u.new_zeros(())
     with isolated(seed, fit.store), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-        for _ in range(num_samples):
+        for draw in range(num_samples):
             law = fit.model.environment_prior.new(u)
             sd = 1.0 if law.log_scale is None else law.log_scale.exp()
-            z = law.mean + sd * torch.randn_like(law.mean)
+            noise = -noise if draw % 2 else torch.randn_like(law.mean)  # in pairs: exact means of linear decoders
+            z = law.mean + sd * noise
             hard = fit.model.intervention == "hard"
             output = fit.model.output(z, e, u, is_target=law.is_target if hard else None)
             one = torch.ones(len(u), device=fit.device)

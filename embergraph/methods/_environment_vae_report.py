@@ -20,8 +20,8 @@ MEANING = {
     "num_environments": "environments, the control among them",
     "final_loss": "negative ELBO in nats a cell",
     "loss_drift": "change of the loss over the last tenth of the steps, nats a cell; clearly negative: train longer",
-    "rotation_agreement": "share of restarts of the rotation that agree; below 0.2 the environments do not determine "
-    "the latent axes",
+    "rotation_agreement": "share of restarts of the rotation that agree (EM: weight of the best axes among those "
+    "found); below 0.2 the environments do not determine the latent axes",
     "targets_per_environment": "expected number of latents that an environment shifts",
     "clear_targets": "targets with probability above .95",
     "used_latents": "latents that explain something: posterior sd below .9 in the mean cell",

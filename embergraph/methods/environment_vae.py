@@ -77,11 +77,12 @@ def fit_environment_vae(
     routine
         ``"em"`` or ``"svi"``; ``"auto"`` takes EM where it is exact.
     num_steps
-        Steps of SVI (default: 60 epochs, at least 2000 steps, for counts; 3000 for real values) or sweeps of EM (400).
+        Steps of SVI (default: 60 epochs, at least 2000 steps, for counts, 3000 with effects on genes; 3000 for real
+        values, 120 epochs and at least 500 steps where shifts are a network of descriptors) or sweeps of EM (400).
     batch_size
-        Cells in a step; 256 for counts, else 128.
+        Cells in a step; 256 for counts, else 128, or 64 where shifts are a network of descriptors.
     learning_rate
-        Of Adam, before its schedule; 3e-3 for counts, else 5e-3.
+        Of Adam, before its schedule; 3e-3 for counts, else 5e-3, or 2e-3 where shifts are a network of descriptors.
     encoder
         Encoder of cells; by default a network of two layers of 128 for counts, of one layer of 32 (128 above 100 genes)
         for real values.
@@ -116,7 +117,8 @@ def fit_environment_vae(
     Warns
     -----
     UserWarning
-        If fewer than 20 % of the restarts of the last rotation agree: the environments do not determine the latents.
+        If fewer than 20 % of the restarts of the last rotation agree (EM: if the best axes have less than 20 % of the
+        weight of all that were found): the environments do not determine the latents.
     """
     if routine not in get_args(Routine):
         raise DataError(f"routine: found {routine!r}; wanted one of {get_args(Routine)}")
@@ -171,11 +173,16 @@ class Choice:
     ) -> Choice:
         """Defaults for model and data."""
         counts, num_cells = model.likelihood.counts, data.sizes["cell"]
-        batch_size = (256 if counts else 128) if batch_size is None else batch_size
+        networks = not counts and _is_dense_by_descriptors(model)
+        size, usual = (256, 3e-3) if counts else (64, 2e-3) if networks else (128, 5e-3)
+        batch_size = size if batch_size is None else batch_size
         check_counts(batch_size=batch_size)
         batch_size = min(batch_size, num_cells)
         epoch = math.ceil(num_cells / batch_size)
-        num_steps = (max(2000, 60 * epoch) if counts else 3000) if num_steps is None else num_steps
+        if num_steps is None and counts:
+            num_steps = max(2000 if model.gene_effects is None else 3000, 60 * epoch)
+        elif num_steps is None:
+            num_steps = max(500, 120 * epoch) if networks else 3000
         check_counts(num_steps=num_steps)
         every = max(20, epoch) if counts else max(50, epoch // 2)
         every = min(every, max(1, num_steps // 20))
@@ -192,20 +199,21 @@ class Choice:
         schedules: dict[str, Any] = {
             "learning_rate": WarmCosine(warm=min(0.1, 50 / num_steps), hold=0.5, end=0.05)
             if counts
-            else WarmCosine(warm=0.0, hold=0.4, end=0.02)
+            else WarmCosine(warm=0.0, hold=0.0 if networks else 0.4, end=0.02)
         }
         if counts:
             schedules["guide.kl_weight"] = Linear(0.0, 1.0, until=1 / 6)
         if isinstance(model.environment_prior, GatedShifts):
             schedules["environment_prior.temperature"] = Geometric(1.0, 0.05)
-        return cls(
-            num_steps, batch_size, (3e-3 if counts else 5e-3) if rate is None else rate, schedules,
-            every if closed else None, stages,
-        )  # fmt: skip
+        return cls(num_steps, batch_size, usual if rate is None else rate, schedules, every if closed else None, stages)
 
 
 def _is_sparse_by_descriptors(model: EnvironmentVAE) -> bool:
     return isinstance(model.environment_prior, DescriptorShifts) and model.environment_prior.has_targets
+
+
+def _is_dense_by_descriptors(model: EnvironmentVAE) -> bool:
+    return isinstance(model.environment_prior, DescriptorShifts) and not model.environment_prior.has_targets
 
 
 def default_encoder(model: EnvironmentVAE, data: xr.Dataset, sees: Sees, seed: int) -> CellEncoder:
@@ -295,8 +303,8 @@ def _warn_if_undetermined(fit: EnvironmentVAEFit) -> None:
     agreement = float(fit.guide.rotation_agreement)
     if agreement < UNDETERMINED:
         warnings.warn(
-            f"latent axes not determined by the environments: {agreement:.0%} of the restarts of the rotation agree; "
-            "wanted 20 % or more. About three environments a latent, with few targets each, are needed.",
+            f"latent axes not determined by the environments: the rotation found has an agreement of {agreement:.2f} among "
+            "its restarts; wanted 0.2 or more. About three environments a latent, with few targets each, are needed.",
             stacklevel=3,
         )
 
