@@ -62,7 +62,7 @@ def fit_environment_vae(
     else is trained by SVI:
 
     1. with free means of the environments, the first 30 % of the steps;
-    2. then the latents are rotated such that the shifts are sparse (and twice again later), and
+    2. then the latents are rotated such that the shifts are sparse (and once or twice again later), and
     3. the shifts get their prior, with closed forms on all cells about once an epoch.
 
     Models of the papers (`basic_vae` and the others) are trained as published, without rotation.
@@ -189,7 +189,7 @@ class Choice:
         sparse = isinstance(model.environment_prior, SingleEffects | SpikeSlabShifts)
         closed = sparse or model.gene_effects is not None or _is_sparse_by_descriptors(model)
         rotates = sparse and model.causal_map is None
-        shares = (0.3, 0.4, 0.5) if counts else (0.3, 0.6, 0.97)
+        shares = (0.3, 0.4, 0.5) if counts else (0.3, 0.6)
         stages = Stages(
             start=min(2 * epoch, num_steps // 10) if counts else min(200, num_steps // 10),
             free_until=round(0.3 * num_steps) if rotates else 0,
@@ -303,8 +303,8 @@ def _warn_if_undetermined(fit: EnvironmentVAEFit) -> None:
     agreement = float(fit.guide.rotation_agreement)
     if agreement < UNDETERMINED:
         warnings.warn(
-            f"latent axes not determined by the environments: the rotation found has an agreement of {agreement:.2f} among "
-            "its restarts; wanted 0.2 or more. About three environments a latent, with few targets each, are needed.",
+            f"latent axes not determined by the environments: agreement {agreement:.2f} among the rotations tried; "
+            "wanted 0.2 or more. About three environments a latent, with few targets each, are needed.",
             stacklevel=3,
         )
 
