@@ -38,8 +38,8 @@ from .parts.cell_encoders import CellEncoder
 from .parts.encoded_cells import EncodedCells
 from .parts.environment_posteriors import EnvironmentStatistics, MaskedPosterior, Moments, posterior_for
 from .parts.gene_effects import EffectStatistics, GeneEffectsPosterior
+from .parts.latent_axes import sparse_axes_of
 from .parts.penalties import PENALTIES, Penalty
-from .parts.sparse_rotation import sparse_rotation
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -287,18 +287,21 @@ class EnvironmentVAEGuide(nn.Module):
         return EnvironmentStatistics(count, total / count.clamp_min(1).unsqueeze(-1), variance / len(environment))
 
     def rotate(self, model: EnvironmentVAE, statistics: EnvironmentStatistics) -> EnvironmentStatistics:
-        """Rotate the latents so that shifts are sparse; encoder and decoder absorb it, the fit stays as it was."""
-        table = statistics.mean
-        if model.control is not None:
-            table = table - table[model.control]
-        found = sparse_rotation(table[statistics.count > 0])
-        self.rotation_agreement.fill_(found.agreement)
-        if not found.accepted:
-            return statistics
-        R = found.matrix.to(statistics.mean)
-        self.encoder.rotate(R)
-        model.decoder.rotate(R)
-        return EnvironmentStatistics(statistics.count, statistics.mean @ R, statistics.variance @ R.square())
+        """Turn the latents so that shifts are sparse; encoder and decoder absorb it, the fit stays as it was."""
+        rows, mean, variance = statistics.count > 0, statistics.mean, statistics.variance
+        control = None if model.control is None or not rows[model.control] else int(rows[: model.control].sum())
+        axes = sparse_axes_of(mean[rows], control)
+        self.rotation_agreement.fill_(axes.agreement)
+        if axes.rotation is not None:
+            R = axes.rotation.to(mean)
+            self.encoder.rotate(R)
+            model.decoder.rotate(R)
+            mean, variance = mean @ R, variance @ R.square()
+        if axes.origin is not None and model.control is None:
+            self.encoder.translate(axes.origin)
+            model.decoder.translate(axes.origin)
+            mean = mean - axes.origin
+        return EnvironmentStatistics(statistics.count, mean, variance)
 
     def update_effects(self, model: EnvironmentVAE, inputs: Mapping[str, Tensor]) -> None:
         """Posterior of the effects on single genes, from a draw of the latents."""

@@ -143,8 +143,8 @@ class EnvironmentVAE(torch.nn.Module):
             ``"single_effects"``, ``"spike_slab"``, ``"descriptors"``, ``"standard"``, ``"gated"``, ``"masked"``, or a
             prior.
         max_targets
-            Largest number of latents that an environment may shift (``"single_effects"``); by default half of d, at
-            most 5.
+            Largest number of latents that an environment may shift (``"single_effects"``); by default half of d or
+            of the environments, at most 5.
         control
             Name of the environment whose shifts are zero.
         decoder

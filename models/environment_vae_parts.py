@@ -130,7 +130,8 @@ def start_at(decoder: Decoder, likelihood: Likelihood, expression: np.ndarray) -
 def _prior(data: xr.Dataset, num_latents: int, name: str, max_targets: int | None, row: int | None) -> EnvironmentPrior:
     extra: dict[str, Any] = {}
     if name == "single_effects":
-        extra["max_targets"] = max_targets or min(5, max(1, num_latents // 2))
+        few = (data.sizes["condition"] - 1) // 2  # environments say little of how many latents one of them moves
+        extra["max_targets"] = max(1, min(5, num_latents // 2, few)) if max_targets is None else max_targets
     elif max_targets is not None:
         raise DataError(f"max_targets: found it with {name!r}; wanted it with 'single_effects'")
     if name == "descriptors":

@@ -65,6 +65,15 @@ def test_intervals_under_a_network_are_labelled(hybrid):
     assert "conditional on the decoder" in hybrid.environments().attrs["shift_intervals"]
 
 
+def test_calibrated_sizes_are_for_counts_under_a_network(exact, hybrid, real, umi):
+    with pytest.raises(SchemaError, match="sizes of shifts were calibrated for counts"):
+        exact.environments(real, calibrated=True)
+    with pytest.raises(SchemaError, match="without causal map and gene effects"):
+        hybrid.environments(umi, calibrated=True)
+    with pytest.raises(DataError, match="data: found none"):
+        hybrid.environments(calibrated=True)
+
+
 @pytest.mark.parametrize("name", ["exact", "hybrid"])
 def test_latents_densities_and_predictions_of_other_cells(name, request, real, umi):
     fit, data = request.getfixturevalue(name), {"exact": real, "hybrid": umi}[name]

@@ -7,6 +7,7 @@ from environment_fits import counts, guide_of, pair, two_latents
 from pyro import poutine
 
 from embergraph.guides.environment_vae import EnvironmentVAEGuide, Stages
+from embergraph.guides.parts.environment_posteriors import EnvironmentStatistics
 from embergraph.inference.messengers import Supply
 from embergraph.inference.sampler import Sampler
 from embergraph.models import (
@@ -149,6 +150,22 @@ def test_a_rotation_changes_neither_outputs_nor_locations(real, umi, counted):
         assert float((rotated.mean.abs() > 1e-6).sum()) == len(sparse)
         torch.testing.assert_close(model.output(after, inputs["environment"]), output, rtol=1e-5, atol=1e-5)
     assert float(guide.rotation_agreement) > 0.5
+
+
+def test_an_offset_of_all_environments_goes_into_the_decoder(umi):
+    model, guide, inputs = pair(umi, 4)
+    with torch.no_grad():
+        before = guide.encode(inputs["expression"], inputs["environment"], inputs["library"], None, None)[0]
+        output = model.output(before, inputs["environment"])
+        found = guide.statistics(model, inputs)
+        sparse = torch.zeros_like(found.mean)
+        sparse[:4, :3] = 3 * torch.eye(4, 3, dtype=torch.double)
+        shifted = EnvironmentStatistics(found.count, sparse + torch.tensor([0.0, 0.0, 0.0, 5.0]), found.variance)
+        recentred = guide.rotate(model, shifted)
+        after = guide.encode(inputs["expression"], inputs["environment"], inputs["library"], None, None)[0]
+        torch.testing.assert_close(model.output(after, inputs["environment"]), output, rtol=1e-5, atol=1e-5)
+    assert float((after - before).abs().max()) > 1
+    assert int((recentred.mean.abs() > 1e-3).sum()) == 3
 
 
 def test_stages_decide_what_an_update_does(real):

@@ -20,6 +20,7 @@ from ..models.schema import Schema
 from . import _environment_vae_read as read
 from ._environment_vae_data import prepared
 from ._environment_vae_report import environment_report
+from ._environment_vae_shifts import shift_calibration
 
 TEMPLATE_CELLS = 2
 
@@ -51,16 +52,26 @@ class EnvironmentVAEFit(Fit):
         return self.template.variables["expression"][2]
 
     def environments(
-        self, data: DataLike | None = None, *, interval: float = 0.9, num_samples: int = 2000, seed: int = 0
+        self,
+        data: DataLike | None = None,
+        *,
+        interval: float = 0.9,
+        calibrated: bool = False,
+        num_samples: int = 2000,
+        seed: int = 0,
     ) -> xr.Dataset:
         """What each environment does to each latent.
 
         Parameters
         ----------
         data
-            The data of the fit, where shifts depend on descriptors; else not needed.
+            The data of the fit, where shifts depend on descriptors or sizes are `calibrated`; else not needed.
         interval
             Probability of the intervals.
+        calibrated
+            Whether sizes of shifts and their intervals are corrected for the curvature of a network decoder, by
+            constants that were measured on simulated counts (see `ShiftCalibration`). They hold for counts and the
+            default plan; nothing proves them for other data.
         num_samples, seed
             Draws that means and intervals are computed from.
 
@@ -71,8 +82,13 @@ class EnvironmentVAEFit(Fit):
             ``shift`` (posterior mean), ``shift_sd``, ``shift_lower`` and ``shift_upper`` over ``(condition, latent)``,
             in standard deviations of the latent within an environment. Signs and order of latents are arbitrary.
         """
-        dataset = None if data is None else self._prepared(data, observed=False)
-        return read.environments(self, dataset, interval, num_samples, seed)
+        if calibrated and data is None:
+            raise DataError(
+                "data: found none; wanted the data of the fit, from which calibrated=True takes its numbers"
+            )
+        dataset = None if data is None else self._prepared(data, observed=calibrated)
+        correction = shift_calibration(self, dataset) if calibrated and dataset is not None else None
+        return read.environments(self, dataset, interval, num_samples, seed, correction)
 
     def latents(self, data: DataLike) -> xr.Dataset:
         """Posterior ``mean`` and ``sd`` of the latents of any cells, ``(cell, latent)``."""

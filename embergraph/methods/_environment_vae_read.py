@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from ._environment_vae_fit import EnvironmentVAEFit
+    from ._environment_vae_shifts import ShiftCalibration
 
 CHUNK_VALUES = 4_000_000
 WIDER = 1.1
@@ -91,13 +92,20 @@ def draw_environments(
 
 
 def environments(
-    fit: EnvironmentVAEFit, data: xr.Dataset | None, interval: float, num_samples: int, seed: int
+    fit: EnvironmentVAEFit,
+    data: xr.Dataset | None,
+    interval: float,
+    num_samples: int,
+    seed: int,
+    correction: ShiftCalibration | None = None,
 ) -> xr.Dataset:
     """Targets and shifts by environment and latent; see `EnvironmentVAEFit.environments`."""
     tails = check_interval(interval)
     check_counts(num_samples=num_samples)
     shifts, _ = draw_environments(fit, descriptors_of(fit, data), num_samples, seed)
     values = shifts.double().cpu().numpy()
+    if correction is not None:
+        values = correction.draws(values, seed)
     lower, upper = np.quantile(values, tails, axis=0)
     moved = values != 0
     positive = np.where(moved.any(0), (values > 0).sum(0) / moved.sum(0).clip(1), np.nan)
@@ -115,7 +123,8 @@ def environments(
     found = xr.Dataset({name: (dims, value) for name, value in table.items()}, coords)
     found["target_probability"].attrs["meaning"] = "NaN if the prior of the model names no targets"
     found["positive_probability"].attrs["meaning"] = "that a shift is positive, given that there is one"
-    return found.assign_attrs(**conventions(fit), interval=interval)
+    corrected = {} if correction is None else correction.attributes()
+    return found.assign_attrs({**conventions(fit), **corrected, "interval": interval})
 
 
 def targets(fit: EnvironmentVAEFit) -> Float[np.ndarray, "condition latent"]:

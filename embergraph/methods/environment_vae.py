@@ -82,7 +82,7 @@ def fit_environment_vae(
     batch_size
         Cells in a step; 256 for counts, else 128, or 64 where shifts are a network of descriptors.
     learning_rate
-        Of Adam, before its schedule; 3e-3 for counts, else 5e-3, or 2e-3 where shifts are a network of descriptors.
+        Of Adam, before its schedule; 3e-3 for counts, else 5e-3, or 1e-3 where shifts are a network of descriptors.
     encoder
         Encoder of cells; by default a network of two layers of 128 for counts, of one layer of 32 (128 above 100 genes)
         for real values.
@@ -174,7 +174,7 @@ class Choice:
         """Defaults for model and data."""
         counts, num_cells = model.likelihood.counts, data.sizes["cell"]
         networks = not counts and _is_dense_by_descriptors(model)
-        size, usual = (256, 3e-3) if counts else (64, 2e-3) if networks else (128, 5e-3)
+        size, usual = (256, 3e-3) if counts else (64, 1e-3) if networks else (128, 5e-3)
         batch_size = size if batch_size is None else batch_size
         check_counts(batch_size=batch_size)
         batch_size = min(batch_size, num_cells)

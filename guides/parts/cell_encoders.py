@@ -170,6 +170,11 @@ class CellEncoder(nn.Module):
                 for values in (self.head.weight, self.head.bias):
                     values[rows].copy_(mixing @ values[rows].double())
 
+    def translate(self, origin: Float[Tensor, " latent"]) -> None:
+        """Absorb a change of the latents z -> z - origin in the head."""
+        with torch.no_grad():
+            self.head.bias[: self.num_latents].sub_(origin.to(self.head.bias))
+
     def fit_transform_(
         self, x: Float[Tensor, "cell gene"], library: Float[Tensor, " cell"] | None = None
     ) -> CellEncoder:

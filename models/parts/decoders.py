@@ -86,6 +86,10 @@ class Decoder(Part, ABC):
             If R is not an orthogonal matrix of the right size.
         """
 
+    @abstractmethod
+    def translate(self, origin: Float[Tensor, " latent"]) -> None:
+        """Absorb a change of the latents c -> c - origin: ``decoder(c - origin)`` is then what ``decoder(c)`` was."""
+
     def settings(self) -> dict[str, Any]:
         """JSON description that `from_settings` rebuilds the shapes from."""
         sizes = ("num_latents", "num_genes", "num_features")
@@ -137,6 +141,11 @@ class LinearDecoder(Decoder):
         check_rotation(rotation, self.num_latents)
         with torch.no_grad():
             self.weight.copy_(rotation.to(self.weight.device).double().mT @ self.weight.double())
+
+    def translate(self, origin: Float[Tensor, " latent"]) -> None:
+        """B <- b + origin W."""
+        with torch.no_grad():
+            self.bias.add_(origin.to(self.weight) @ self.weight)
 
 
 class MLPDecoder(Decoder):
@@ -193,6 +202,12 @@ class MLPDecoder(Decoder):
         with torch.no_grad():
             weight = self.first.weight[:, : self.num_latents]
             weight.copy_(weight.double() @ rotation.to(weight.device).double())
+
+    def translate(self, origin: Float[Tensor, " latent"]) -> None:
+        """First layer's offset: b <- b + W origin."""
+        with torch.no_grad():
+            weight = self.first.weight[:, : self.num_latents]
+            self.first.bias.add_(weight @ origin.to(weight))
 
     def settings(self) -> dict[str, Any]:
         """JSON description that `from_settings` rebuilds the shapes from."""
