@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import pyro
@@ -38,36 +38,15 @@ from .parts.cell_encoders import CellEncoder
 from .parts.encoded_cells import EncodedCells
 from .parts.environment_posteriors import EnvironmentStatistics, MaskedPosterior, Moments, posterior_for
 from .parts.gene_effects import EffectStatistics, GeneEffectsPosterior
-from .parts.latent_axes import sparse_axes_of
+from .parts.latent_axes import sparse_axes_of, turn_decoder
 from .parts.penalties import PENALTIES, Penalty
+from .parts.stages import Stages
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 Parameterisation = Literal["direct", "residual"]
 CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What `update` does when, in steps of the optimiser.
-
-    Attributes
-    ----------
-    start
-        First step with an update.
-    free_until
-        Until then the means of environments are free, without sparsity.
-    rotate_at
-        Steps from which on the latents are rotated, once each.
-    effects_from
-        First step with an update of the effects on single genes.
-    """
-
-    start: int = 0
-    free_until: int = 0
-    rotate_at: tuple[int, ...] = ()
-    effects_from: int = 0
 
 
 class EnvironmentVAEGuide(nn.Module):
@@ -148,7 +127,7 @@ class EnvironmentVAEGuide(nn.Module):
         library: Float[Tensor, " cell"] | None = None,
     ) -> None:
         """Draw what environments do, and the latents of all cells."""
-        self.environment(self.prior, descriptors)
+        self.draw_environments(descriptors)
         if self.gene_effects is not None and self.effects_prior is not None:
             self.gene_effects(self.effects_prior)
         with pyro.plate("cell", len(environment), dim=-1):
@@ -158,6 +137,10 @@ class EnvironmentVAEGuide(nn.Module):
             prior = self.environment.moments(self.prior, descriptors)
             loc, log_variance = self.encode(x_i, e_i, l_i, descriptors, prior.mean)
             pyro.sample("z", dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1))
+
+    def draw_environments(self, descriptors: Float[Tensor, "condition feature"] | None = None) -> None:
+        """Draw what environments do to the latents."""
+        self.environment(self.prior, descriptors)
 
     def encode(
         self,
@@ -295,7 +278,7 @@ class EnvironmentVAEGuide(nn.Module):
         if axes.rotation is not None:
             R = axes.rotation.to(mean)
             self.encoder.rotate(R)
-            model.decoder.rotate(R)
+            turn_decoder(model.decoder, R)
             mean, variance = mean @ R, variance @ R.square()
         if axes.origin is not None and model.control is None:
             self.encoder.translate(axes.origin)

@@ -111,13 +111,17 @@ class LinearEnvironmentVAEGuide(nn.Module):
     ) -> None:
         """Draw targets and sizes, then the latents of all cells given these."""
         linear = self.linear()
-        drawn = poutine.trace(self.environment.widened(linear)).get_trace(self.prior, descriptors)
+        drawn = poutine.trace(self.draw_environments).get_trace(descriptors)
         with poutine.block():
             mean = poutine.replay(self.prior, trace=drawn)(descriptors).mean
         with pyro.plate("cell", environment.shape[-1], dim=-1):
             loc, V = linear.latents(expression.double(), of_cells(mean, environment).double())
             scale = torch.linalg.cholesky(V).to(mean)
             pyro.sample("z", dist.MultivariateNormal(loc.to(mean), scale_tril=scale))  # (cell, latent)
+
+    def draw_environments(self, descriptors: Float[Tensor, "condition feature"] | None = None) -> None:
+        """Draw targets and sizes, with what is not known of axes, scales and origin."""
+        self.environment.widened(self.linear())(self.prior, descriptors)
 
     def linear(self) -> LinearGaussian:
         """Copies of decoder and noise in double precision."""

@@ -3,16 +3,18 @@
 from .environment_vae import EnvironmentVAE
 from .med_magma import MEDMAGMA
 from .notmad import NOTMAD, AcyclicityFactor
-from .parts.causal_maps import AutoregressiveMap, LinearMap
-from .parts.decoders import LinearDecoder, MLPDecoder
+from .parts.causal_maps import AutoregressiveMap, CausalMap, LinearMap
+from .parts.decoders import Decoder, LinearDecoder, MLPDecoder
 from .parts.environment_priors import (
     DescriptorShifts,
+    EnvironmentPrior,
     GatedShifts,
     MaskedShifts,
     SingleEffects,
     SpikeSlabShifts,
     StandardPrior,
 )
+from .parts.expression import Likelihood
 from .parts.gene_effects import GeneEffects
 from .parts.graph_priors import FixedGraph, GaussianGraph, LaplaceGraph, SparseGraph, SpectralGraph
 from .parts.kronecker_sum import KroneckerSumNormal, ScaledKroneckerSumNormal
@@ -30,7 +32,10 @@ __all__ = [
     "NOTMAD",
     "AcyclicityFactor",
     "AutoregressiveMap",
+    "CausalMap",
+    "Decoder",
     "DescriptorShifts",
+    "EnvironmentPrior",
     "EnvironmentVAE",
     "FixedGraph",
     "FlatScales",
@@ -40,6 +45,7 @@ __all__ = [
     "GeneEffects",
     "KroneckerSumNormal",
     "LaplaceGraph",
+    "Likelihood",
     "LinearDecoder",
     "LinearMap",
     "MLPDecoder",

@@ -92,7 +92,22 @@ def _parts(
     if isinstance(likelihood, str):
         name = likelihood if likelihood != "auto" else "negative_binomial" if are_counts(data) else "gaussian"
         likelihood = named("likelihood", LIKELIHOODS, name)(num_genes)
+    for role, part, family in (
+        ("likelihood", likelihood, Likelihood),
+        ("decoder", decoder, Decoder),
+        ("environment_prior", environment_prior, EnvironmentPrior),
+        ("causal_map", causal_map, CausalMap),
+        ("gene_effects", gene_effects, GeneEffects),
+    ):
+        if not isinstance(part, str | bool | None | family):
+            found = part.__name__ if isinstance(part, type) else type(part).__name__
+            raise DataError(f"{role}: found {found}; wanted a name, or an instance of {family.__name__}")
     assert isinstance(likelihood, Likelihood)
+    if likelihood.counts and not are_counts(data):
+        raise DataError(
+            "expression: found values that are no counts; wanted whole numbers from 0 for "
+            f"{type(likelihood).__name__}, or likelihood='gaussian' for logarithms"
+        )
     if isinstance(decoder, str):
         name = decoder if decoder != "auto" else "mlp" if likelihood.counts else "linear"
         features = num_features(data) if conditional else 0
@@ -107,6 +122,14 @@ def _parts(
     effects: GeneEffects | None = gene_effects if isinstance(gene_effects, GeneEffects) else None
     if gene_effects is True:
         effects = GeneEffects(data.sizes["condition"], num_genes, control=row)
+    for role, part in (("environment_prior", environment_prior), ("gene_effects", effects)):
+        if part is not None and part.num_environments != data.sizes["condition"]:
+            found, wanted = part.num_environments, data.sizes["condition"]
+            raise DataError(f"{role}: found {found} environments; wanted {wanted}, as in the data")
+        if part is not None and control is not None and part.control != row:
+            raise DataError(f"{role}: found control={part.control} in it; wanted {row}, the position of {control!r}")
+    if effects is not None and effects.num_genes != num_genes:
+        raise DataError(f"gene_effects: found {effects.num_genes} genes; wanted {num_genes}, as in the data")
     return {
         "environment_prior": environment_prior, "decoder": decoder, "likelihood": likelihood, "causal_map": causal_map,
         "gene_effects": effects,

@@ -8,7 +8,7 @@ from environment_fits import counts, two_latents
 import embergraph as eg
 from embergraph.guides import EnvironmentVAEGuide, LinearEnvironmentVAEGuide
 from embergraph.guides.parts.cell_encoders import CellEncoder
-from embergraph.methods.environment_vae import Choice
+from embergraph.methods._environment_vae_plan import Choice
 from embergraph.models import EnvironmentVAE
 from embergraph.models.parts.errors import DataError, SchemaError
 

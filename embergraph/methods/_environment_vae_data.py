@@ -35,7 +35,10 @@ def prepared(model: EnvironmentVAE, data: xr.Dataset, *, observed: bool = True, 
     check_data(data if "expression" in data or observed else data.assign(expression=0.0))
     names = [str(c) for c in data["condition"].values]
     if names != model.conditions:
-        raise SchemaError(f"condition: found {listed(names)}; wanted {listed(model.conditions)} as in the model")
+        raise SchemaError(
+            f"condition: found {listed(names)}; wanted {listed(model.conditions)} as in the model "
+            "(make the labels of new cells a pandas Categorical with these categories)"
+        )
     codes = data["environment"].values
     if codes.dtype.kind not in "iu" or codes.min(initial=0) < 0 or codes.max(initial=0) >= len(names):
         raise DataError(f"environment: found {codes.dtype} values; wanted positions 0 to {len(names) - 1} in condition")

@@ -60,15 +60,15 @@ def check_interval(interval: float) -> tuple[float, float]:
     return (1 - interval) / 2, (1 + interval) / 2
 
 
-def descriptors_of(fit: EnvironmentVAEFit, data: xr.Dataset | None) -> Tensor | None:
-    """Descriptors of the environments where the model uses them.
+def descriptors_of(fit: EnvironmentVAEFit, data: xr.Dataset | None, *, everywhere: bool = False) -> Tensor | None:
+    """Descriptors of the environments where the prior uses them, or the model anywhere.
 
     Raises
     ------
     DataError
         If they are needed and not given.
     """
-    if not fit.model.uses_descriptors:
+    if not (fit.model.uses_descriptors if everywhere else fit.model.environment_prior.uses_descriptors):
         return None
     if data is None or "descriptors" not in data:
         raise DataError("data: found no descriptors; wanted the data of the fit, since its shifts depend on these")
@@ -84,7 +84,7 @@ def draw_environments(
     plate = pyro.plate("_draws", num_samples, dim=-2)
     with isolated(seed, fit.store), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         with plate:
-            drawn = poutine.trace(guide.environment).get_trace(model.environment_prior, descriptors)
+            drawn = poutine.trace(guide.draw_environments).get_trace(descriptors)
         with plate, poutine.replay(trace=drawn):
             law = model.environment_prior(descriptors)
     shape = (num_samples, *law.mean.shape[-2:])
@@ -228,7 +228,7 @@ def log_density(fit: EnvironmentVAEFit, data: xr.Dataset, num_samples: int, seed
     if isinstance(fit.guide, LinearEnvironmentVAEGuide):
         return _marginal_density(fit, data, num_samples, seed)
     model, guide = fit.model, fit.guide
-    descriptors = descriptors_of(fit, data)
+    descriptors = descriptors_of(fit, data, everywhere=True)
     mu, law = draw_environments(fit, descriptors, num_samples, seed)
     log_scale = None if law.log_scale is None else law.log_scale.reshape(-1, *mu.shape[1:])[0]
     terms = []
@@ -277,17 +277,27 @@ def new_environments(
     if not fit.model.environment_prior.uses_descriptors:
         found = type(fit.model.environment_prior).__name__
         raise SchemaError(f"environment_prior: found {found}; wanted one that uses descriptors, such as 'descriptors'")
-    if set(descriptors.dims) != {"condition", "feature"}:
-        raise DataError(f"descriptors: found dims {descriptors.dims}; wanted ('condition', 'feature')")
+    if not isinstance(descriptors, xr.DataArray) or set(descriptors.dims) != {"condition", "feature"}:
+        found = getattr(descriptors, "dims", type(descriptors).__name__)
+        raise DataError(f"descriptors: found dims {found}; wanted a DataArray with ('condition', 'feature')")
+    names = fit.template.coords.get("feature")
+    if names is not None and "feature" in descriptors.coords and descriptors["feature"].values.tolist() != names:
+        found = descriptors["feature"].values.tolist()[:5]
+        raise SchemaError(
+            f"descriptors: found {found}... along 'feature'; wanted {names[:5]}... in the order of the fit"
+        )
     table = descriptors.transpose("condition", "feature")
     u = torch.as_tensor(table.values.astype(fit.dtype), device=fit.device)
     if not bool(torch.isfinite(u).all()):
         raise DataError("descriptors: found NaN or infinite values; wanted finite numbers")
     shifts, means, cells = [], [], []
+    variance = getattr(fit.guide.environment, "shift_variance", None)
+    learned = {} if variance is None else {"shift_variance": variance}
     e, noise = torch.arange(len(u), device=fit.device), u.new_zeros(())
     with isolated(seed, fit.store), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         for draw in range(num_samples):
-            law = fit.model.environment_prior.new(u)
+            with poutine.condition(data=learned):
+                law = fit.model.environment_prior.new(u)
             sd = 1.0 if law.log_scale is None else law.log_scale.exp()
             noise = -noise if draw % 2 else torch.randn_like(law.mean)  # in pairs: exact means of linear decoders
             z = law.mean + sd * noise

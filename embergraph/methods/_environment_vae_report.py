@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 MEANING = {
     "num_cells": "cells",
     "num_genes": "genes",
-    "num_environments": "environments, the control among them",
-    "final_loss": "negative ELBO in nats a cell",
+    "num_environments": "environments, with the control if there is one",
+    "final_loss": "loss in nats a cell: negative ELBO, plus penalties",
     "loss_drift": "change of the loss over the last tenth of the steps, nats a cell; clearly negative: train longer",
     "rotation_agreement": "share of restarts of the rotation that agree (EM: weight of the best axes among those "
     "found); below 0.2 the environments do not determine the latent axes",
     "targets_per_environment": "expected number of latents that an environment shifts",
-    "clear_targets": "targets with probability above .95",
+    "clear_targets": "targets with probability above .95 (masks of sVAE+ are not calibrated)",
+    "interrupted": "1: training was interrupted; before the last rotation the axes mean nothing",
     "used_latents": "latents that explain something: posterior sd below .9 in the mean cell",
     "misfit_sd": "largest lack of fit of a latent's environment means, in its standard deviations; effects below it "
     "are not called",
@@ -47,7 +48,8 @@ def environment_report(
         "loss_drift": drift(fit.history, fit.settings.get("chosen_restart", 0)) / num_cells,
         "rotation_agreement": float(fit.guide.rotation_agreement),
         "targets_per_environment": float(probability.sum() / max(1, fit.model.num_environments)),
-        "clear_targets": float((probability > 0.95).sum()),
+        "clear_targets": float((probability > 0.95).sum()) if fit.model.environment_prior.has_targets else np.nan,
+        "interrupted": 1.0 if fit.settings.get("interrupted") else np.nan,
         **_latents(fit, data),
     }
     misfit = getattr(fit.guide.environment, "misfit", None)
@@ -68,4 +70,7 @@ def _latents(fit: EnvironmentVAEFit, data: xr.Dataset) -> dict[str, float]:
     centre = torch.zeros(fit.model.num_environments, mean.shape[1], dtype=torch.double).index_add_(0, e, mean) / count
     within = (mean - centre[e]).square().mean(0) + sd.square().mean(0)
     used = sd.square().mean(0) < 0.9**2
-    return {"used_latents": float(used.sum()), "within_variance": float(within[used].mean()) if used.any() else np.nan}
+    speaks = fit.model.environment_prior.has_targets and bool(
+        used.any()
+    )  # else variance between cells has other causes
+    return {"used_latents": float(used.sum()), "within_variance": float(within[used].mean()) if speaks else np.nan}

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...models.parts.decoders import Decoder
+from ...models.parts.errors import SchemaError
 from .sparse_rotation import sparse_rotation
 
 if TYPE_CHECKING:
@@ -70,3 +72,24 @@ def _with_origin(mean: Float[Tensor, "condition latent"], start: Float[Tensor, "
     origin = rotated.median(0).values
     axes = LatentAxes(found.matrix if found.accepted else None, origin, found.agreement)
     return float((rotated - origin).abs().sum()), axes
+
+
+def turn_decoder(decoder: Decoder, R: Float[Tensor, "latent latent_new"]) -> None:
+    """Let a decoder absorb a rotation, and see that it did.
+
+    Raises
+    ------
+    SchemaError
+        If the output at rotated latents is not what it was.
+    """
+    R = R.to(decoder.offset)
+    points, u = 3 * torch.eye(len(R)).to(R), R.new_zeros(len(R), decoder.num_features)
+    u = u if decoder.uses_descriptors else None
+    before = decoder(points, u)
+    decoder.rotate(R)
+    after = decoder(points @ R, u)
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+        name = type(decoder).__name__
+        raise SchemaError(
+            f"decoder: {name}.rotate(R) changes its output; wanted decoder(c @ R) to be what decoder(c) was"
+        )

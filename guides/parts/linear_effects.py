@@ -102,7 +102,8 @@ class EffectsProblem:
         self, q: SingleEffectsPosterior, prior: SingleEffects, cells: CellSums, linear: LinearGaussian
     ) -> None:
         self.F = linear.information()
-        active = q.active[:, 0].double()
+        self.active = q.active.double()
+        active = self.active[:, 0]
         self.count = cells.count * active
         self.pull = linear.pull(cells) * active.unsqueeze(-1)
         self.tau2, self.null = q.shift_variance.double(), q.null_probability.double()
@@ -134,7 +135,7 @@ class EffectsProblem:
         """The best effect given the sum of the others."""
         unexplained = self.pull - self.count.unsqueeze(-1) * (others @ self.F)
         safe = torch.where(self.information > 0, self.information, torch.ones_like(self.information))
-        probability, mean, variance = single_effect(unexplained / safe, self.precision, self.tau2, null)
+        probability, mean, variance = single_effect(unexplained / safe, self.precision, self.tau2, null, self.active)
         kept = torch.cat([self.alive.new_ones(1), self.alive])
         probability = probability * kept
         return Effect(probability / probability.sum(-1, keepdim=True), mean, variance)

@@ -59,6 +59,7 @@ def single_effect(
     precision: Float[Tensor, "condition latent"],
     shift_variance: Float[Tensor, ""],
     null_probability: Float[Tensor, ""],
+    active: Float[Tensor, "condition 1"],
 ) -> Effect:
     """Posterior of one effect given what the others leave unexplained (equations of this module, precision = 1 / v).
 
@@ -67,16 +68,18 @@ def single_effect(
     residual
         r.
     precision
-        1 / v; rows of zeros have no target for sure.
+        1 / v; rows of zeros, environments without cells, keep their prior.
     shift_variance, null_probability
         tau^2 and pi0.
+    active
+        0 in the control, which has no target for sure, else 1.
     """
     scaled = precision * shift_variance
     size_variance = shift_variance / (1 + scaled)
     size_mean = size_variance * precision * residual
     each = torch.log1p(-null_probability) - math.log(residual.shape[-1])
     log_odds = each + (size_mean**2 / size_variance - scaled.log1p()) / 2
-    log_odds = torch.where(precision.sum(-1, keepdim=True) > 0, log_odds, torch.full_like(log_odds, -torch.inf))
+    log_odds = torch.where(active > 0, log_odds, torch.full_like(log_odds, -torch.inf))
     null = null_probability.log().expand(*log_odds.shape[:-1], 1)
     return Effect(torch.cat([null, log_odds], -1).softmax(-1), size_mean, size_variance)
 
@@ -89,7 +92,7 @@ class SingleEffectsPosterior(ShiftPosterior):
 
         s_k^2 = f max(0, mean_e[(zbar_ek - E mean_ek)^2 - 1 / n_e]),   at most the cap
 
-    Rows of the control and of environments without cells have no targets for sure.
+    The control has no targets for sure. Environments without cells keep their prior, and nothing is learned from them.
 
     Parameters
     ----------
@@ -230,7 +233,7 @@ class SingleEffectsPosterior(ShiftPosterior):
         total = torch.zeros_like(zbar)
         for _ in range(self.num_sweeps):
             for k in range(self.max_targets):
-                effects[k] = single_effect(zbar - (total - shares[k]), precision, tau2, null[k])
+                effects[k] = single_effect(zbar - (total - shares[k]), precision, tau2, null[k], self.active)
                 share = effects[k].probability[:, 1:] * effects[k].size_mean
                 total = total + share - shares[k]
                 shares[k] = share
@@ -239,8 +242,8 @@ class SingleEffectsPosterior(ShiftPosterior):
     def _learn(self, prior: SingleEffects, count: Tensor, residual: Tensor) -> None:
         rows = self.rows_with_cells(count)
         if "shift_variance" in self.learn:
-            square = self.size_variance.double() + self.size_mean.double() ** 2
-            self.most_probable_variance(prior.variance_prior, self.probability[..., 1:].double(), square)
+            square = self.size_variance[rows].double() + self.size_mean[rows].double() ** 2
+            self.most_probable_variance(prior.variance_prior, self.probability[rows, :, 1:].double(), square)
         if "null_probability" in self.learn:
             null, other = _concentrations(prior)
             empty = self.probability[rows, :, 0].double().sum(0)

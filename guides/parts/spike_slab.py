@@ -14,7 +14,7 @@ The term -log(1 + n tau^2) / 2 is the price of a free shift, which point estimat
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -44,8 +44,6 @@ class _EntryPosterior(ShiftPosterior):
     num_sweeps
         Rounds over targets, rates and tau^2 in an update.
     """
-
-    empty_rows_are_null: ClassVar[bool]
 
     probability: Tensor
     size_mean: Tensor
@@ -99,7 +97,7 @@ class _EntryPosterior(ShiftPosterior):
     ) -> None:
         """Rounds of exact coordinate updates, each from where the last one ended."""
         location = self.location(prior, descriptors)
-        rows = self.rows_with_cells(count)[:, None] if self.empty_rows_are_null else self.active.bool()
+        rows = self.active.bool()
         for _ in range(self.num_sweeps):
             target, none = self.log_rates(prior, descriptors)
             tau2 = self.shift_variance.double()
@@ -125,9 +123,7 @@ class _EntryPosterior(ShiftPosterior):
 
 
 class SpikeSlabPosterior(_EntryPosterior):
-    """Posterior of `SpikeSlabShifts`; rows of the control and of environments without cells have no targets."""
-
-    empty_rows_are_null = True
+    """Posterior of `SpikeSlabShifts`; the control has no targets, environments without cells keep their prior."""
 
     rate_targets: Tensor
     rate_others: Tensor
@@ -189,7 +185,6 @@ class DescriptorPosterior(_EntryPosterior):
     The networks learn from the gradient of `kl`. Environments without cells keep their prior.
     """
 
-    empty_rows_are_null = False
     kl_has_gradient = True
 
     @classmethod

@@ -78,7 +78,7 @@ class Decoder(Part, ABC):
     def rotate(self, rotation: Float[Tensor, "latent latent"]) -> None:
         """Absorb a change of the latents c -> c R: afterwards ``decoder(c R)`` is what ``decoder(c)`` was.
 
-        In place, and exact but for rounding, since only the first layer's weights change.
+        In place, and exact but for rounding, since only the first layer's weights change. R has the dtype of `offset`.
 
         Raises
         ------
