@@ -49,6 +49,8 @@ def plot_targets(environments: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     DataError
         If a variable is missing, has other dims, or is not finite.
     """
+    if bool(_variable(environments, "target_probability").isnull().all()):
+        raise DataError("target_probability: found none; wanted a model whose prior names targets (or plot_shifts)")
     probability, shift = (_table(environments, name, TABLE) for name in ("target_probability", "shift"))
     rows, columns = probability.shape
     ax = axes_or_new(ax, (min(3.4 + 0.5 * columns, 13.0), min(1.8 + 0.32 * rows, 12.0)))
@@ -102,7 +104,7 @@ def plot_shifts(environments: xr.Dataset, *, latents: Sequence[str] | None = Non
     chosen = _chosen(mean, latents)
     sure = (
         _table(environments, "target_probability", TABLE) > 0.5
-        if "target_probability" in environments
+        if "target_probability" in environments and bool(environments["target_probability"].notnull().all())
         else mean == mean
     )
     rows = mean.sizes["condition"]

@@ -73,6 +73,13 @@ class Alignment:
         chosen = np.asarray(values, dtype=np.float64)[..., self.position] * (self.position >= 0)
         return chosen * self.sign if signed else chosen
 
+    def interval(
+        self, lower: Any, upper: Any
+    ) -> tuple[Float[np.ndarray, "*batch true_latent"], Float[np.ndarray, "*batch true_latent"]]:
+        """Ends of intervals in the order and with the signs of the true latents, the lower end first."""
+        ends = np.stack([self.take(end, signed=True) for end in (lower, upper)])
+        return ends.min(0), ends.max(0)
+
     def rest(self, values: Any) -> Float[np.ndarray, "*batch latent"]:
         """Return values of the inferred latents that stand for no true latent."""
         found = np.asarray(values, dtype=np.float64)

@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 from .decoder_scores import finite_matrix
 from .models.parts.errors import DataError
+from .validation import listed
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -55,6 +56,9 @@ def target_scores(
     DataError
         If shapes do not match or probabilities are out of range.
     """
+    names = [list(t["condition"].values) for t in (probability, truth) if "condition" in getattr(t, "coords", ())]
+    if len(names) == 2 and names[0] != names[1]:
+        raise DataError(f"condition: found {listed(names[0])} and {listed(names[1])}; wanted the same in both tables")
     stated, actual = finite_matrix("probability", probability, "condition"), _targets(truth)
     _check_range(stated)
     if alignment is not None:

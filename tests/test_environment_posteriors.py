@@ -229,14 +229,20 @@ def test_single_precision_follows_double(name: str) -> None:
 
 
 def test_priors_without_closed_forms_are_refused() -> None:
-    for prior, text in (
-        (SingleEffects(E, D, variance_prior=dist.Gamma(2.0, 1.0)), "variance_prior: found Gamma; wanted InverseGamma"),
-        (SingleEffects(E, D, null_prior=dist.Uniform(0.0, 1.0)), "null_prior: found Uniform; wanted Beta"),
-        (SingleEffects(E, D, null_prior=dist.Beta(1.0, 1.0)), "wanted concentrations above 1"),
-        (SpikeSlabShifts(E, D, rate_prior=lambda shape: dist.Beta(1.0, 2.0)), "rate_prior: found a distribution"),
+    for build, text in (
+        (
+            lambda: SingleEffects(E, D, variance_prior=dist.Gamma(2.0, 1.0)),
+            "variance_prior: found Gamma; wanted InverseGamma",
+        ),
+        (lambda: SingleEffects(E, D, null_prior=dist.Uniform(0.0, 1.0)), "null_prior: found Uniform; wanted Beta"),
+        (lambda: posterior_for(SingleEffects(E, D, null_prior=dist.Beta(1.0, 1.0))), "wanted concentrations above 1"),
+        (
+            lambda: SpikeSlabShifts(E, D, rate_prior=lambda shape: dist.Beta(1.0, 2.0)),
+            "rate_prior: found a function; wanted Beta",
+        ),
     ):
-        with pytest.raises(SchemaError, match=text):
-            posterior_for(prior)
+        with pytest.raises(DataError, match=text):
+            build()
     with pytest.raises(SchemaError, match="prior: found StandardPrior; wanted SingleEffects"):
         posterior_for(SingleEffects(E, D)).kl(StandardPrior(E, D))
     with pytest.raises(DataError, match="learn: found"):

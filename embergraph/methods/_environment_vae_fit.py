@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
+import torch
 import xarray as xr
 
 from ..guides.environment_vae import EnvironmentVAEGuide
 from ..guides.linear_environment_vae import LinearEnvironmentVAEGuide
 from ..inference import Fit, register
-from ..inference.inputs import DataLike, Template, as_dataset
+from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
+from ..inference.messengers import isolated
+from ..inference.options import Options
 from ..inference.query import checked
 from ..models.environment_vae import EnvironmentVAE
 from ..models.parts.errors import DataError
@@ -190,8 +193,18 @@ class EnvironmentVAEFit(Fit):
         return super().predict(self._prepared(data, observed=False), num_samples, seed=seed)
 
     def resume(self, data: DataLike, num_steps: int, *, progress: bool = True, options: Any = None) -> Self:
-        """Go on training; see `Fit.resume`. Stages stay those of the plan: no further rotation."""
-        return super().resume(self._prepared(data), num_steps, progress=progress, options=options)
+        """Go on training; see `Fit.resume`. Rotations are those of the plan that are still due.
+
+        A fit of `svi` that was read from disk goes on at its last rate, since a file holds no schedules.
+        """
+        dataset = self._prepared(data)
+        if options is None and "optimizer" in self.training and "options" not in self.training:
+            kept = ("batch_size", "clip_norm", "update_every")
+            options = Options(**{key: self.settings[key] for key in kept if key in self.settings})
+        fit = super().resume(dataset, num_steps, progress=progress, options=options)
+        if isinstance(fit.guide, EnvironmentVAEGuide):
+            settle(fit, dataset)
+        return fit
 
     def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 60) -> xr.Dataset:
         """Table of what can be known about the quality of the fit; `as_text` prints it."""
@@ -203,6 +216,14 @@ class EnvironmentVAEFit(Fit):
         if not isinstance(dataset, xr.Dataset):
             raise DataError(f"data: found {type(data).__name__}; wanted a Dataset")
         return checked(self, prepared(self.model, dataset, observed=observed, dtype=self.dtype), observed=observed)
+
+
+def settle(fit: EnvironmentVAEFit, data: xr.Dataset) -> None:
+    """Give the environments the posterior of their prior, whatever stage training ended in."""
+    inputs = to_inputs(fit.model.schema, data, device=fit.device)
+    with isolated(0, fit.store), torch.no_grad():
+        statistics = cast("EnvironmentVAEGuide", fit.guide).statistics(fit.model, inputs)
+        fit.guide.environment.update(fit.model.environment_prior, statistics, inputs.get("descriptors"))
 
 
 def _small(template: Template) -> Template:

@@ -16,14 +16,12 @@ from ..guides.linear_environment_vae import LinearEnvironmentVAEGuide
 from ..guides.parts.cell_encoders import CellEncoder
 from ..guides.parts.penalties import Penalty
 from ..inference import em, register, svi
-from ..inference.inputs import to_inputs
-from ..inference.messengers import isolated
 from ..inference.schedules import Schedule
 from ..models.environment_vae import EnvironmentVAE
 from ..models.parts.errors import DataError, SchemaError
 from ..models.vae_family import TRANSLATION
 from ._environment_vae_data import prepared
-from ._environment_vae_fit import EnvironmentVAEFit
+from ._environment_vae_fit import EnvironmentVAEFit, settle
 from ._environment_vae_plan import (
     Choice,
     Sees,
@@ -137,10 +135,16 @@ def fit_environment_vae(
             "SingleEffects, no causal map and no gene effects"
         )
     trained = {
-        "batch_size": batch_size is not None, "learning_rate": learning_rate is not None,
-        "encoder": encoder is not None, "sees": sees != "auto", "parameterisation": parameterisation != "auto", "penalties": bool(penalties),
-        "schedules": bool(schedules), "relaxed_masks": relaxed_masks, "num_restarts": num_restarts != 1,
-    }  # fmt: skip
+        "batch_size": batch_size is not None,
+        "learning_rate": learning_rate is not None,
+        "encoder": encoder is not None,
+        "sees": sees != "auto",
+        "parameterisation": parameterisation != "auto",
+        "penalties": bool(penalties),
+        "schedules": bool(schedules),
+        "relaxed_masks": relaxed_masks,
+        "num_restarts": num_restarts != 1,
+    }
     asked = [name for name, given in trained.items() if given]
     if routine == "em" and asked:
         raise DataError(f"{asked[0]}: found it with routine='em', which trains nothing; wanted routine='svi'")
@@ -194,14 +198,6 @@ def _by_svi(
     if choice.update_every is not None:  # the last steps, and Ctrl-C in the first stage, leave it behind the encoder
         settle(fit, data)
     return fit
-
-
-def settle(fit: EnvironmentVAEFit, data: xr.Dataset) -> None:
-    """Give the environments the posterior of their prior, whatever stage training ended in."""
-    inputs = to_inputs(fit.model.schema, data, device=fit.device)
-    with isolated(0, fit.store), torch.no_grad():
-        statistics = cast("EnvironmentVAEGuide", fit.guide).statistics(fit.model, inputs)
-        fit.guide.environment.update(fit.model.environment_prior, statistics, inputs.get("descriptors"))
 
 
 def _by_em(model: EnvironmentVAE, data: xr.Dataset, num_steps: int | None, **common: Any) -> EnvironmentVAEFit:

@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["MaskedShifts", "SingleEffects", "SpikeSlabShifts", "indicators"]
 
 
+def must_be(name: str, prior: Prior, family: str) -> None:
+    """Refuse a prior for which the posterior has no closed form.
+
+    Raises
+    ------
+    DataError
+        Naming the prior, and the family that it has to be of.
+    """
+    found = (prior.settings() or {}).get("distribution", "a function")
+    if found != family:
+        raise DataError(f"{name}: found {found}; wanted {family}, for which the posterior has a closed form")
+
+
 def indicators(
     probability: Float[Tensor, "*draw condition latent"], active: Float[Tensor, "condition 1"]
 ) -> dist.TorchDistribution:
@@ -78,9 +91,10 @@ class SingleEffects(_Hyperpriors):
     max_targets
         L. More than needed do little harm.
     variance_prior
-        Prior of tau^2 in units of the within-environment variance. Default InverseGamma(0.5, 13.5), with mode 9.
+        Prior of tau^2 in units of the within-environment variance, an InverseGamma: its posterior has a closed form.
+        Default InverseGamma(0.5, 13.5), with mode 9.
     null_prior
-        Prior of pi0, one for each effect. Default Beta(2, 2).
+        Prior of pi0, one for each effect, a Beta with concentrations above 1. Default Beta(2, 2).
     """
 
     has_targets = True
@@ -101,8 +115,10 @@ class SingleEffects(_Hyperpriors):
         self.max_targets = whole_number("max_targets", max_targets)
         self.variance_prior = Prior(variance_prior or dist.InverseGamma(0.5, 13.5))
         self.null_prior = Prior(null_prior or dist.Beta(2.0, 2.0))
-        self.variance_prior.check("variance_prior", (), positive=True)
-        self.null_prior.check("null_prior", (max_targets,), positive=True)
+        must_be("variance_prior", self.variance_prior, "InverseGamma")
+        must_be("null_prior", self.null_prior, "Beta")
+        self.variance_prior.check("variance_prior", ())
+        self.null_prior.check("null_prior", (max_targets,))
 
     @property
     def site_dims(self) -> dict[str, tuple[str, ...]]:
@@ -185,8 +201,10 @@ class SpikeSlabShifts(_Hyperpriors):
         super().__init__(num_environments, num_latents, control)
         self.variance_prior = Prior(variance_prior or dist.InverseGamma(0.5, 13.5))
         self.rate_prior = Prior(rate_prior or dist.Beta(1.0, 3.0))
-        self.variance_prior.check("variance_prior", (), positive=True)
-        self.rate_prior.check("rate_prior", (num_latents,), positive=True)
+        must_be("variance_prior", self.variance_prior, "InverseGamma")
+        must_be("rate_prior", self.rate_prior, "Beta")
+        self.variance_prior.check("variance_prior", ())
+        self.rate_prior.check("rate_prior", (num_latents,))
 
     @property
     def site_dims(self) -> dict[str, tuple[str, ...]]:
