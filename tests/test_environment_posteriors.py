@@ -237,8 +237,8 @@ def test_priors_without_closed_forms_are_refused() -> None:
         (lambda: SingleEffects(E, D, null_prior=dist.Uniform(0.0, 1.0)), "null_prior: found Uniform; wanted Beta"),
         (lambda: posterior_for(SingleEffects(E, D, null_prior=dist.Beta(1.0, 1.0))), "wanted concentrations above 1"),
         (
-            lambda: SpikeSlabShifts(E, D, rate_prior=lambda shape: dist.Beta(1.0, 2.0)),
-            "rate_prior: found a function; wanted Beta",
+            lambda: posterior_for(SpikeSlabShifts(E, D, rate_prior=lambda shape: dist.Beta(1.0, 2.0))),
+            "rate_prior: found a distribution without a name",
         ),
     ):
         with pytest.raises(DataError, match=text):

