@@ -56,7 +56,8 @@ def target_scores(
     DataError
         If shapes do not match or probabilities are out of range.
     """
-    names = [list(t["condition"].values) for t in (probability, truth) if "condition" in getattr(t, "coords", ())]
+    tables = [t for t in (probability, truth) if isinstance(t, xr.DataArray) and "condition" in t.coords]
+    names = [t["condition"].values.tolist() for t in tables]
     if len(names) == 2 and names[0] != names[1]:
         raise DataError(f"condition: found {listed(names[0])} and {listed(names[1])}; wanted the same in both tables")
     stated, actual = finite_matrix("probability", probability, "condition"), _targets(truth)

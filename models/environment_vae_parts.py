@@ -124,8 +124,8 @@ def _parts(
         effects = GeneEffects(data.sizes["condition"], num_genes, control=row)
     for role, part in (("environment_prior", environment_prior), ("gene_effects", effects)):
         if part is not None and part.num_environments != data.sizes["condition"]:
-            found, wanted = part.num_environments, data.sizes["condition"]
-            raise DataError(f"{role}: found {found} environments; wanted {wanted}, as in the data")
+            wanted = data.sizes["condition"]
+            raise DataError(f"{role}: found {part.num_environments} environments; wanted {wanted}, as in the data")
         if part is not None and control is not None and part.control != row:
             raise DataError(f"{role}: found control={part.control} in it; wanted {row}, the position of {control!r}")
     if effects is not None and effects.num_genes != num_genes:

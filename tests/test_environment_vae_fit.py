@@ -264,3 +264,58 @@ def test_choices_depend_on_the_kind_of_model(real, umi):
     mapped = Choice.of(EnvironmentVAE.for_data(real, 2, causal_map="linear"), real, None, None, None)
     assert mapped.stages.rotate_at == ()
     assert mapped.update_every is not None
+
+
+def test_environments_without_cells_keep_the_prior_and_are_warned_of(real):
+    names = [*real["condition"].values.tolist(), "unused"]
+    more = real.drop_dims("feature").drop_vars(["true_shift", "true_targets"]).drop_vars("condition")
+    more = more.assign_coords(condition=names)
+    with pytest.warns(UserWarning, match="found no cells of 'unused'"):
+        fit = eg.fit(EnvironmentVAE.for_data(more, 2, control="control"), more, progress=False)
+    row = fit.environments().sel(condition="unused")
+    assert bool((row["target_probability"] > 0.1).all())
+    assert bool((row["shift_sd"] > 0.5).all())
+
+
+def test_new_environments_of_sparse_descriptors_use_what_was_learned(real):
+    prior = eg.models.DescriptorShifts(3, 2, num_features=2, sparse=True)
+    fit = eg.fit(EnvironmentVAE.for_data(real, 2, environment_prior=prior), real, num_steps=200, progress=False)
+    fit.guide.environment.shift_variance.fill_(1e-6)
+    first, second = (fit.new_environments(real["descriptors"], seed=seed, num_samples=400) for seed in (0, 1))
+    np.testing.assert_allclose(first["shift"], second["shift"], atol=0.5)
+    with pytest.raises(SchemaError, match="along 'feature'"):
+        fit.new_environments(real["descriptors"].isel(feature=[1, 0]))
+
+
+def test_options_that_em_cannot_use_are_refused(real):
+    model = EnvironmentVAE.for_data(real, 2)
+    for options in ({"batch_size": 10}, {"sees": "film"}, {"num_restarts": 2}, {"relaxed_masks": True}):
+        with pytest.raises(DataError, match=f"{next(iter(options))}: found it with routine='em'"):
+            eg.fit(model, real, routine="em", progress=False, **options)
+
+
+class Stubborn(eg.models.LinearDecoder):
+    """A decoder whose author forgot the rotation."""
+
+    def rotate(self, rotation):
+        pass
+
+
+def test_a_decoder_that_does_not_rotate_is_noticed(real):
+    model = EnvironmentVAE.for_data(real, 2, decoder=Stubborn(2, 10), likelihood="student_t")
+    with pytest.raises(DataError, match=r"Stubborn.rotate\(R\)"):
+        eg.fit(model, real, num_steps=200, progress=False)
+
+
+def test_unscaled_values_are_warned_of(real):
+    large = real.assign(expression=1000 * real["expression"])
+    with pytest.warns(UserWarning, match="median standard deviation"):
+        eg.fit(EnvironmentVAE.for_data(large, 2, likelihood="student_t"), large, num_steps=5, progress=False)
+
+
+def test_a_loaded_fit_goes_on_training(tmp_path, umi):
+    fit = eg.fit(EnvironmentVAE.for_data(umi, 3), umi, num_steps=60, progress=False)
+    fit.save(tmp_path / "fit")
+    more = eg.load(tmp_path / "fit").resume(umi, 5, progress=False)
+    assert more.settings["steps_done"] == 65
+    assert bool(np.isfinite(more.environments()["shift"]).all())

@@ -203,3 +203,19 @@ def test_parts_are_swapped_as_objects(real):
     data = model.simulate(real["environment"].values)
     assert data["expression"].shape == real["expression"].shape
     assert model.num_latents == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"environment_prior": SingleEffects(4, 2)}, "environment_prior: found 4 environments; wanted 3"),
+        ({"environment_prior": SingleEffects(3, 2), "control": "control"}, "found control=None in it; wanted 0"),
+        ({"gene_effects": GeneEffects(3, 9)}, "gene_effects: found 9 genes"),
+        ({"likelihood": GaussianLikelihood}, "likelihood: found GaussianLikelihood; wanted a name, or an instance"),
+        ({"decoder": torch.nn.Linear(2, 10)}, "decoder: found Linear"),
+        ({"likelihood": "negative_binomial"}, "expression: found values that are no counts"),
+    ],
+)
+def test_parts_that_do_not_belong_to_the_data_are_refused(real, options, message):
+    with pytest.raises(DataError, match=message):
+        EnvironmentVAE.for_data(real, 2, **options)

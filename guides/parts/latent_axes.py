@@ -83,8 +83,8 @@ def turn_decoder(decoder: Decoder, R: Float[Tensor, "latent latent_new"]) -> Non
         If the output at rotated latents is not what it was.
     """
     R = R.to(decoder.offset)
-    points, u = 3 * torch.eye(len(R)).to(R), R.new_zeros(len(R), decoder.num_features)
-    u = u if decoder.uses_descriptors else None
+    points = 3 * torch.eye(len(R)).to(R)
+    u = R.new_zeros(len(R), decoder.num_features) if decoder.uses_descriptors else None
     before = decoder(points, u)
     decoder.rotate(R)
     after = decoder(points @ R, u)
