@@ -203,6 +203,9 @@ def test_new_environments_from_their_descriptors(real):
     error = float(((found["mean"].values - u[25:] @ W) ** 2).mean())
     assert error < 0.15 * float(((u[25:] @ W) ** 2).mean())
     assert bool((found["lower"] < found["upper"]).all())
+    with torch.no_grad():  # draws come in pairs, so that the mean of a linear decoder is exact
+        law = fit.model.environment_prior.new(torch.as_tensor(u[25:], dtype=torch.float32))
+        np.testing.assert_allclose(found["mean"], fit.model.decoder(law.mean), rtol=1e-4, atol=1e-4)
     with pytest.raises(DataError, match="descriptors: found dims"):
         fit.new_environments(data["descriptors"].rename(feature="other"))
     with pytest.raises(SchemaError, match="environment_prior: found SingleEffects"):

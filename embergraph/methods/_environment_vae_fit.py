@@ -22,6 +22,7 @@ from ..models.parts.errors import DataError
 from ..models.schema import Schema
 from . import _environment_vae_read as read
 from ._environment_vae_data import prepared
+from ._environment_vae_new import new_environments
 from ._environment_vae_report import environment_report
 from ._environment_vae_shifts import shift_calibration
 
@@ -152,7 +153,7 @@ class EnvironmentVAEFit(Fit):
         SchemaError
             If the prior of the model does not use descriptors.
         """
-        return read.new_environments(self, descriptors, interval, num_samples, seed)
+        return new_environments(self, descriptors, interval, num_samples, seed)
 
     def posterior(
         self,

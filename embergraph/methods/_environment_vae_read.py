@@ -19,7 +19,7 @@ from ..inference.messengers import isolated
 from ..inference.options import check_counts
 from ..models.environment_vae import of_cells
 from ..models.parts.environment_priors import EnvironmentLaw
-from ..models.parts.errors import DataError, SchemaError
+from ..models.parts.errors import DataError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -266,61 +266,3 @@ def _marginal_density(fit: EnvironmentVAEFit, data: xr.Dataset, num_samples: int
         means = mu.double()[:, inputs["environment"]]
         terms.append(log_mean_exp(linear.log_density(inputs["expression"].double(), means)))
     return _of_cells(torch.cat(terms), data)
-
-
-def new_environments(
-    fit: EnvironmentVAEFit, descriptors: xr.DataArray, interval: float, num_samples: int, seed: int
-) -> xr.Dataset:
-    """Prediction of environments from their descriptors; see `EnvironmentVAEFit.new_environments`."""
-    tails = check_interval(interval)
-    check_counts(num_samples=num_samples)
-    if not fit.model.environment_prior.uses_descriptors:
-        found = type(fit.model.environment_prior).__name__
-        raise SchemaError(f"environment_prior: found {found}; wanted one that uses descriptors, such as 'descriptors'")
-    if not isinstance(descriptors, xr.DataArray) or set(descriptors.dims) != {"condition", "feature"}:
-        found = getattr(descriptors, "dims", type(descriptors).__name__)
-        raise DataError(f"descriptors: found dims {found}; wanted a DataArray with ('condition', 'feature')")
-    names = fit.template.coords.get("feature")
-    if names is not None and "feature" in descriptors.coords and descriptors["feature"].values.tolist() != names:
-        found = descriptors["feature"].values.tolist()[:5]
-        raise SchemaError(
-            f"descriptors: found {found}... along 'feature'; wanted {names[:5]}... in the order of the fit"
-        )
-    table = descriptors.transpose("condition", "feature")
-    u = torch.as_tensor(table.values.astype(fit.dtype), device=fit.device)
-    if not bool(torch.isfinite(u).all()):
-        raise DataError("descriptors: found NaN or infinite values; wanted finite numbers")
-    shifts, means, cells = [], [], []
-    variance = getattr(fit.guide.environment, "shift_variance", None)
-    learned = {} if variance is None else {"shift_variance": variance}
-    e, noise = torch.arange(len(u), device=fit.device), u.new_zeros(())
-    with isolated(seed, fit.store), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-        for draw in range(num_samples):
-            with poutine.condition(data=learned):
-                law = fit.model.environment_prior.new(u)
-            sd = 1.0 if law.log_scale is None else law.log_scale.exp()
-            noise = -noise if draw % 2 else torch.randn_like(law.mean)  # in pairs: exact means of linear decoders
-            z = law.mean + sd * noise
-            hard = fit.model.intervention == "hard"
-            output = fit.model.output(z, e, u, is_target=law.is_target if hard else None)
-            one = torch.ones(len(u), device=fit.device)
-            shifts.append(law.mean)
-            means.append(fit.model.likelihood.mean(output, one))
-            cells.append(fit.model.likelihood(output, one).sample() if not fit.model.likelihood.counts else means[-1])
-    values = torch.stack(cells).double().cpu().numpy()
-    lower, upper = np.quantile(values, tails, axis=0)
-    dims = ("condition", "gene")
-    coords: dict[str, Any] = {"latent": fit.model.latents}
-    if "condition" in table.coords:
-        coords["condition"] = table["condition"].values
-    genes = fit.template.coords.get("gene")
-    if genes is not None:
-        coords["gene"] = genes
-    table_of = {
-        "mean": (dims, torch.stack(means).double().mean(0).cpu().numpy()),
-        "lower": (dims, lower),
-        "upper": (dims, upper),
-        "shift": (("condition", "latent"), torch.stack(shifts).double().mean(0).cpu().numpy()),
-    }
-    of_what = "share of the counts of a cell" if fit.model.likelihood.counts else "expression of a cell"
-    return xr.Dataset(table_of, coords).assign_attrs(interval=interval, of=of_what)
