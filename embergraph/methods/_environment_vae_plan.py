@@ -129,7 +129,7 @@ def warn_of_empty_environments(model: EnvironmentVAE, data: xr.Dataset) -> None:
     if not isinstance(data, xr.Dataset) or "environment" not in data:
         return
     seen = set(data["environment"].values.tolist())
-    empty = [name for code, name in enumerate(model.conditions) if code not in seen]
+    empty = [name for code, name in enumerate(model.conditions) if code not in seen and code != model.control]
     if empty and not model.environment_prior.uses_descriptors:
         warnings.warn(
             f"environment: found no cells of {listed(empty)}; what they do is drawn from the prior. random_split with "
