@@ -150,10 +150,10 @@ effects = fit.effects(sachs, num_samples=20 if options.fast else 100)
 save(eg.plots.plot_gene_effects(effects, "u0126"), "sachs_u0126")
 
 # %% [markdown]
-# Mek's inhibitor moves the latent of Raf, Mek and Erk, the PKC inhibitor that of PKC, the PIP2 inhibitor that of PIP2 and
-# PIP3. A shift of some thirty standard deviations says that the model does not hold there: that latent says little of
-# single cells, so that only a huge shift of it explains what g0076 does to all of them. One noise for all proteins and
-# a linear decoder are crude for these data.
+# Mek's inhibitor moves the latent of Raf, Mek and Erk, the PKC inhibitor that of PKC, the PIP2 inhibitor that of PIP2
+# and PIP3. A shift of some thirty standard deviations says that the model does not hold there: that latent says little
+# of single cells, so that only a huge shift of it explains what g0076 does to all of them. One noise for all proteins
+# and a linear decoder are crude for these data.
 #
 # The effects on proteins are statements on the observed scale and do not depend on how the latents are rotated; the
 # targets do. In ArviZ, everything under its name:
