@@ -45,6 +45,7 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
 """Classes of each part that a file may name."""
 
 BESIDE_GENE_EFFECTS = (64,)
+CHUNK = 4096  # cells
 RARE = 0.1  # count of a gene that was never seen, against that of the rarest
 
 
@@ -229,7 +230,8 @@ def num_features(data: xr.Dataset) -> int:
 def are_counts(data: xr.Dataset) -> bool:
     """Whether the expression is whole numbers that are not negative."""
     values = data["expression"].values
-    return bool((values >= 0).all() and (values == values.round()).all())
+    parts = (values[i : i + CHUNK] for i in range(0, len(values), CHUNK))  # no second array of the size of the data
+    return all(bool((part >= 0).all() and (part == np.round(part)).all()) for part in parts)
 
 
 def control_row(data: xr.Dataset, control: str | None) -> int | None:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from ..models.environment_vae import EnvironmentVAE
-from ..models.environment_vae_parts import check_data
+from ..models.environment_vae_parts import are_counts, check_data
 from ..models.parts.errors import DataError, SchemaError
 from ..validation import listed
 
@@ -53,7 +53,7 @@ def prepared(model: EnvironmentVAE, data: xr.Dataset, *, observed: bool = True, 
         cells = data["cell"].values[empty] if "cell" in data.coords else np.flatnonzero(empty)
         raise DataError(f"library: found {empty.sum()} cells without counts ({listed(cells)}); wanted at least one")
     floats = [name for name in ("expression", "library", "descriptors") if name in data]
-    return data.assign({name: data[name].astype(dtype) for name in floats})
+    return data.assign({name: data[name].astype(dtype, copy=False) for name in floats})
 
 
 def _check_expression(model: EnvironmentVAE, data: xr.Dataset) -> None:
@@ -61,11 +61,11 @@ def _check_expression(model: EnvironmentVAE, data: xr.Dataset) -> None:
     if expression.sizes.get("gene") != model.num_genes:
         found = expression.sizes.get("gene", "none")
         raise SchemaError(f"expression: found {found} along 'gene'; wanted {model.num_genes}, as the model has")
-    values = expression.values
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
+    parts = np.array_split(expression.values, expression.size // 10**7 + 1)  # no second array of the size of the data
+    bad = sum(int((~np.isfinite(part)).sum()) for part in parts)
+    if bad:
         raise DataError(f"expression: found {bad} values that are NaN or infinite; wanted finite numbers")
-    if model.likelihood.counts and not bool((values >= 0).all() and (values == np.round(values)).all()):
+    if model.likelihood.counts and not are_counts(data):
         raise DataError(
             "expression: found values that are no counts; wanted whole numbers from 0 for this likelihood, "
             "or likelihood='gaussian' for logarithms"
