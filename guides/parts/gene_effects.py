@@ -229,8 +229,8 @@ class GeneEffectsPosterior(nn.Module):
         pyro.sample("gene_effects", AtomNormalMixture(weights, loc, scale).to_event(2))
 
     def mean(self) -> Float[Tensor, "condition gene"]:
-        """Posterior means as of the last update, ready to be read at every step of an optimiser."""
-        return self.effects
+        """Posterior means as of the last update: a copy, which the next one leaves alone."""
+        return self.effects.clone()
 
     def variance(self) -> Float[Tensor, "condition gene"]:
         """Posterior variances."""
