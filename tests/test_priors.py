@@ -23,8 +23,9 @@ from embergraph.models.parts.priors import NAMED, Prior
 EXAMPLES = {
     "Normal": dist.Normal(0.5, 2.0), "Laplace": dist.Laplace(0.0, 0.3), "StudentT": dist.StudentT(3.0, 0.1, 0.5),
     "Cauchy": dist.Cauchy(0.0, 1.0), "HalfNormal": dist.HalfNormal(0.7), "HalfCauchy": dist.HalfCauchy(0.3),
-    "LogNormal": dist.LogNormal(0.1, 0.5), "Beta": dist.Beta(2.0, 3.0), "Gamma": dist.Gamma(2.0, 3.0), "InverseGamma": dist.InverseGamma(3.0, 2.0),
+    "LogNormal": dist.LogNormal(0.1, 0.5), "Gamma": dist.Gamma(2.0, 3.0), "InverseGamma": dist.InverseGamma(3.0, 2.0),
     "Exponential": dist.Exponential(1.5), "Uniform": dist.Uniform(-1.0, 2.0), "SpikeSlab": SpikeSlab(0.2, 0.9, 0.04),
+    "Beta": dist.Beta(2.0, 3.0),
 }  # fmt: skip
 
 
