@@ -4,7 +4,9 @@
 
 with u the unconstrained values of edges, intercepts, noise and encoder weights. It keeps that edges depend on the
 order, and gives up the dependence between weights given the order: right on average, but too narrow for the strongest
-edges (whose size trades against the encoder); HMC keeps that. Hidden layers of a `NAMEncoder` are point masses.
+edges (whose size trades against the encoder); HMC keeps that. Hidden layers of a `NAMEncoder` are point masses unless
+asked for. Where cells have logits of their own, these are read from covariates and expression by one network
+(`CellLogits`), given the encoder's weights.
 
 Components have different orders and do not overlap, so the mixture's density is a component's own times its weight.
 """
@@ -26,6 +28,7 @@ from torch.distributions import biject_to, constraints
 from ..models.notmad import NOTMAD
 from ..models.parts.distributions import FiniteOrders
 from ..models.parts.errors import SchemaError
+from .parts.cell_logits import CellLogits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -51,6 +54,8 @@ class NOTMADGuide(PyroModule):
         Sites held at one value a component.
     has_order
         Whether the model has a site ``order`` (False for a model of one given order).
+    cell_logits
+        Posterior of the logits of cells, for models that have them.
     scale
         Starting standard deviation of every unconstrained value.
     """
@@ -67,9 +72,11 @@ class NOTMADGuide(PyroModule):
         points: Mapping[str, Float[Tensor, "component *shape"]] | None = None,
         *,
         has_order: bool = True,
+        cell_logits: CellLogits | None = None,
         scale: float = 0.03,
     ) -> None:
         super().__init__()
+        self.cell_logits = cell_logits
         self.has_order, self.supports = has_order, dict(supports)
         self.register_buffer("orders", orders)
         self.register_buffer("weights", weights / weights.sum())
@@ -87,8 +94,19 @@ class NOTMADGuide(PyroModule):
         orders: Int[Tensor, "component gene"],
         weights: Float[Tensor, " component"],
         values: Mapping[str, Float[Tensor, "component *shape"]],
+        *,
+        full_encoder: bool = False,
     ) -> NOTMADGuide:
         """Start from constrained values of the model's sites, one set a component.
+
+        Parameters
+        ----------
+        model
+            Whose posterior is wanted.
+        orders, weights, values
+            Components: their orders, probabilities and starting values.
+        full_encoder
+            Whether hidden layers of the encoder have a posterior too, or are held at their values.
 
         Raises
         ------
@@ -100,7 +118,7 @@ class NOTMADGuide(PyroModule):
             trace = poutine.trace(model).get_trace(covariates)
         supports, locations, points = {}, {}, {}
         for name, value in values.items():
-            if name in model.encoder.hidden:
+            if name in model.encoder.hidden and not full_encoder:
                 points[name] = value
                 continue
             kind = _kind(trace.nodes[name]["fn"].support)
@@ -111,7 +129,9 @@ class NOTMADGuide(PyroModule):
                 )
             supports[name] = kind
             locations[name] = biject_to(SUPPORTS[kind]).inv(value)
-        return cls(orders, weights, locations, supports, points, has_order=model.fixed_order is None)
+        logits = CellLogits(model.encoder, model.num_genes, model.num_archetypes) if model.has_logits else None
+        has_order = model.form == "exact" and model.fixed_order is None
+        return cls(orders, weights, locations, supports, points, has_order=has_order, cell_logits=logits)
 
     def forward(
         self, covariates: Float[Tensor, "cell covariate"], expression: Float[Tensor, "cell gene"] | None = None
@@ -122,6 +142,7 @@ class NOTMADGuide(PyroModule):
             component = orders.index(pyro.sample("order", orders))  # (*draw,)
         else:
             component = torch.zeros((), dtype=torch.long, device=self.orders.device)
+        drawn: dict[str, Tensor] = {}
         for name, support in self.supports.items():
             loc, scale = getattr(self.loc, name)[component], getattr(self.scale, name)[component]
             event_dim = getattr(self.loc, name).dim() - 1
@@ -131,9 +152,18 @@ class NOTMADGuide(PyroModule):
             value = transform(u)
             log_density = -transform.log_abs_det_jacobian(u, value)
             log_density = log_density.flatten(log_density.dim() - event_dim).sum(-1) if event_dim else log_density
-            pyro.sample(name, dist.Delta(value, log_density=log_density, event_dim=event_dim))
+            drawn[name] = pyro.sample(name, dist.Delta(value, log_density=log_density, event_dim=event_dim))
         for name, point in self.point.named_buffers():
-            pyro.sample(name, dist.Delta(point[component], event_dim=point.dim() - 1))
+            drawn[name] = pyro.sample(name, dist.Delta(point[component], event_dim=point.dim() - 1))
+        if self.cell_logits is None:
+            return
+        with pyro.plate("cell", len(covariates), dim=-1):
+            C_i = pyro.subsample(covariates, event_dim=1)
+            if expression is None:  # nothing of the cell is known but its covariates: the caller wants the prior
+                raise SchemaError("expression: found none; wanted that of the cells whose logits are read from it")
+            X_i = pyro.subsample(expression, event_dim=1)
+            mean, spread = self.cell_logits(C_i, X_i, drawn)
+            pyro.sample("logits", dist.Normal(mean, spread).to_event(1))
 
     def objective(self, model: NOTMAD, inputs: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Negative ELBO with the order summed exactly and an antithetic pair of draws for each order."""
@@ -153,6 +183,7 @@ class NOTMADGuide(PyroModule):
             "supports": self.supports,
             "points": {name: list(point.shape) for name, point in self.point.named_buffers()},
             "has_order": self.has_order,
+            "cell_logits": None if self.cell_logits is None else self.cell_logits.settings(),
         }
 
     @classmethod
@@ -162,7 +193,16 @@ class NOTMADGuide(PyroModule):
         locations = {name: torch.zeros(shape) for name, shape in settings["locations"].items()}
         points = {name: torch.zeros(shape) for name, shape in settings["points"].items()}
         weights = torch.ones(len(orders))
-        return cls(orders, weights, locations, settings["supports"], points, has_order=settings["has_order"])
+        logits = settings["cell_logits"] and CellLogits.from_settings(settings["cell_logits"])
+        return cls(
+            orders,
+            weights,
+            locations,
+            settings["supports"],
+            points,
+            has_order=settings["has_order"],
+            cell_logits=logits,
+        )
 
 
 def _kind(support: Any) -> str | None:

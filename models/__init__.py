@@ -2,9 +2,13 @@
 
 from .environment_vae import EnvironmentVAE
 from .med_magma import MEDMAGMA
-from .notmad import NOTMAD, AcyclicityFactor
+from .notmad import NOTMAD
+from .parts.acyclicity_factor import AcyclicityFactor, OrderMask
+from .parts.archetypes import Archetypes, DenseArchetypes, FactorNetworks, LowRankArchetypes
 from .parts.causal_maps import AutoregressiveMap, CausalMap, LinearMap
 from .parts.decoders import Decoder, LinearDecoder, MLPDecoder
+from .parts.distributions import SpikeSlab
+from .parts.edge_priors import Horseshoe, SharedSpikeSlab
 from .parts.environment_priors import (
     DescriptorShifts,
     EnvironmentPrior,
@@ -25,40 +29,54 @@ from .parts.likelihoods import (
     StudentTLikelihood,
 )
 from .parts.scale_priors import FlatScales, NormalScales, StudentScales
+from .parts.sem_likelihoods import BinarySEM, GaussianSEM, LogisticSEM, SEMLikelihood, StudentSEM
 from .vae_family import basic_vae, conditional_vae, gated_environment_vae, svae_plus, translation_vae
 
 __all__ = [
     "MEDMAGMA",
     "NOTMAD",
     "AcyclicityFactor",
+    "Archetypes",
     "AutoregressiveMap",
+    "BinarySEM",
     "CausalMap",
     "Decoder",
+    "DenseArchetypes",
     "DescriptorShifts",
     "EnvironmentPrior",
     "EnvironmentVAE",
+    "FactorNetworks",
     "FixedGraph",
     "FlatScales",
     "GatedShifts",
     "GaussianGraph",
     "GaussianLikelihood",
+    "GaussianSEM",
     "GeneEffects",
+    "Horseshoe",
     "KroneckerSumNormal",
     "LaplaceGraph",
     "Likelihood",
     "LinearDecoder",
     "LinearMap",
+    "LogisticSEM",
+    "LowRankArchetypes",
     "MLPDecoder",
     "MaskedShifts",
     "NegativeBinomialLikelihood",
     "NormalScales",
+    "OrderMask",
     "PoissonLikelihood",
+    "SEMLikelihood",
     "ScaledKroneckerSumNormal",
+    "SharedSpikeSlab",
     "SingleEffects",
     "SparseGraph",
     "SpectralGraph",
+    "SpikeSlab",
     "SpikeSlabShifts",
     "StandardPrior",
+    "StudentSEM",
     "StudentScales",
     "StudentTLikelihood",
     "basic_vae",

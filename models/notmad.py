@@ -11,20 +11,27 @@ Parameters" (2021), written as a generative model:
 | | ``edges`` | (archetype, edge) | effects on the allowed edges |
 | W_k | ``archetypes`` | (archetype, regulator, target) | archetypal networks: `edges` put into place |
 | b_k | ``intercepts`` | (archetype, gene) | archetypal intercepts |
-| sigma | ``sigma`` | () or (gene,) | noise standard deviation, one for all genes or one a gene |
+| sigma | ``sigma`` | () or (gene,) | scale of the noise, one for all genes or one a gene |
 | theta | ``encoder_*`` | | weights of the covariate encoder f_theta |
-| Z_i | | (cell, archetype) | softmax f_theta(C_i), weights of the archetypes in a cell |
+| tau_z | ``mixture_scale`` | () | spread of cells with the same covariates; none: they share a network |
+| eta_i | ``logits`` | (cell, archetype) | f_theta(C_i), or around it where there is a tau_z |
+| Z_i | | (cell, archetype) | softmax eta_i, weights of the archetypes in a cell |
 
     pi ~ uniform over orders,   w_ke ~ edge prior,   b_kj ~ Normal(0, 1),   sigma ~ LogNormal(0, 0.5)
-    Z_i = softmax f_theta(C_i),   W_i = sum_k Z_ik W_k,   b_i = sum_k Z_ik b_k
+    eta_i ~ Normal(f_theta(C_i), tau_z),   Z_i = softmax eta_i,   W_i = sum_k Z_ik W_k,   b_i = sum_k Z_ik b_k
     X_i = b_i + X_i W_i + e_i,   e_ij ~ Normal(0, sigma_j^2)
 
 A mixture of DAGs that share an order is a DAG for every Z; DAGs with different orders mix to cyclic networks, because a
-softmax is never exactly zero. Hence the two forms of the model, chosen by `order`:
+softmax is never exactly zero. Hence the forms of the model, chosen by `order`:
 
-* **exact** (``"uniform"`` or a given order): every network is acyclic by construction. Prior, simulation and posterior.
+* **exact** (``"uniform"`` or a given order): every network is acyclic by construction.
+* **projected** (``"projected"``): archetypes have orders of their own, or none, and the network of a cell is the DAG
+  that keeps the heaviest edges of its mixture, W_i = project(sum_k Z_ik W_k): edges may turn round between cells.
 * **relaxed** (``None``): all p(p-1) edges are allowed and an acyclicity factor, exp(-weight n h), punishes cycles
   (eq. 3 of the paper). An energy, not a normalised density: for point estimates only.
+
+Exact and projected form are generative: prior, simulation and posterior. Softmax, dense archetypes and Gaussian noise
+are arguments (`mixing`, `archetypes`, `likelihood`), as all priors are.
 """
 
 from __future__ import annotations
@@ -38,65 +45,25 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from .parts.acyclicity import ACYCLICITY, union_squared
+from .notmad_parts import described_parts, flat_values, for_data, parts_from, schema_of
+from .parts.acyclicity_factor import AcyclicityFactor, OrderMask
+from .parts.archetypes import Archetypes, DenseArchetypes
 from .parts.distributions import SpikeSlab, UniformOrder, permutation
-from .parts.encoders import ENCODERS, Encoder
+from .parts.encoders import Encoder
 from .parts.errors import DataError
+from .parts.mixing import MIXING
 from .parts.priors import Prior, PriorLike
 from .parts.sem import MixtureSEM
-from .schema import Input, Schema
+from .parts.sem_likelihoods import GaussianSEM, SEMLikelihood
+from .schema import Schema
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
+
+__all__ = ["NOTMAD"]
 
 Noise = Literal["equal", "free"]
-Scope = Literal["union", "samples"]
-
-
-class AcyclicityFactor(torch.nn.Module):
-    """The energy weight * n * h that pulls the relaxed form towards acyclic networks.
-
-    Parameters
-    ----------
-    function
-        ``"expm"`` (NOTEARS) or ``"logdet"`` (DAGMA).
-    scope
-        ``"union"``: h of the union of the archetypes, which bounds h of every cell, seen or not.
-        ``"samples"``: mean h over a random subset of cells, as in the paper.
-    cyclic_likelihood
-        Add log|det(I - W_i)|, which the residual likelihood lacks while networks are cyclic (scope ``"samples"``).
-    num_rows
-        Size of the random subset.
-    """
-
-    weight: Tensor
-
-    def __init__(
-        self,
-        function: str = "expm",
-        scope: Scope = "union",
-        *,
-        cyclic_likelihood: bool = False,
-        weight: float = 1.0,
-        num_rows: int = 64,
-    ) -> None:
-        super().__init__()
-        if function not in ACYCLICITY:
-            raise DataError(f"acyclicity function: found {function!r}; wanted one of {sorted(ACYCLICITY)}")
-        if scope not in ("union", "samples"):
-            raise DataError(f"acyclicity scope: found {scope!r}; wanted 'union' or 'samples'")
-        if cyclic_likelihood and scope == "union":
-            raise DataError(
-                "cyclic_likelihood: found scope 'union'; wanted 'samples', whose networks it is evaluated on"
-            )
-        self.function, self.scope, self.cyclic_likelihood, self.num_rows = function, scope, cyclic_likelihood, num_rows
-        self.h = ACYCLICITY[function]()
-        self.register_buffer("weight", torch.tensor(float(weight)))
-
-    def settings(self) -> dict[str, Any]:
-        """JSON description."""
-        keys = ("function", "scope", "cyclic_likelihood", "num_rows")
-        return {key: getattr(self, key) for key in keys}
+Mixing = Literal["softmax", "entmax15", "sparsemax", "identity"]
 
 
 class NOTMAD(torch.nn.Module):
@@ -110,20 +77,28 @@ class NOTMAD(torch.nn.Module):
         Maps covariates to archetype logits; `for_data` builds it from the data.
     num_archetypes
         K. Too many do no harm, too few make intervals invalid.
+    order
+        ``"uniform"``, an order of gene indices, ``"projected"``, or None for the relaxed form.
     noise
         ``"equal"``: one noise scale for all genes, which identifies directions on a common scale; ``"free"``: one a
         gene, for standardised data.
-    order
-        ``"uniform"``, an order of gene indices, or None for the relaxed form.
+    likelihood
+        `GaussianSEM` (default), `StudentSEM`, `LogisticSEM` or `BinarySEM`.
+    mixing
+        ``"softmax"`` (default), ``"entmax15"`` or ``"sparsemax"`` (exact zeros), or ``"identity"``.
+    archetypes
+        `DenseArchetypes` (default), `LowRankArchetypes` or `FactorNetworks`, which are no DAGs of genes.
+    mixture_scale
+        tau_z: a positive number, or a prior of it; None (default) is 0, the paper's model.
     edge_prior, intercept_prior, noise_prior
-        Any Pyro distribution of scalars, or a callable (see `Prior`).
+        Any Pyro distribution of scalars, `SharedSpikeSlab`, or a callable (see `Prior`).
     acyclicity
-        The factor of the relaxed form; unused in the exact form.
+        `AcyclicityFactor` or `OrderMask` of the relaxed form; unused in the others.
 
     Raises
     ------
     DataError
-        If a size, an option or the order is not usable.
+        If a size, an option or the order is not usable, or options exclude each other.
     """
 
     def __init__(
@@ -132,12 +107,16 @@ class NOTMAD(torch.nn.Module):
         encoder: Encoder,
         num_archetypes: int = 4,
         *,
+        order: Literal["uniform", "projected"] | Sequence[int] | Int[Tensor, " gene"] | None = "uniform",
         noise: Noise = "equal",
-        order: Literal["uniform"] | Sequence[int] | Int[Tensor, " gene"] | None = "uniform",
+        likelihood: SEMLikelihood | None = None,
+        mixing: Mixing = "softmax",
+        archetypes: Archetypes | None = None,
+        mixture_scale: float | PriorLike | None = None,
         edge_prior: PriorLike | None = None,
         intercept_prior: PriorLike | None = None,
         noise_prior: PriorLike | None = None,
-        acyclicity: AcyclicityFactor | None = None,
+        acyclicity: AcyclicityFactor | OrderMask | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("num_genes", num_genes, 2), ("num_archetypes", num_archetypes, 1)):
@@ -145,23 +124,63 @@ class NOTMAD(torch.nn.Module):
                 raise DataError(f"{name}: found {value!r}; wanted a whole number of at least {least}")
         if noise not in ("equal", "free"):
             raise DataError(f"noise: found {noise!r}; wanted 'equal' or 'free'")
-        self.num_genes, self.num_archetypes, self.noise = num_genes, num_archetypes, noise
+        if mixing not in MIXING:
+            raise DataError(f"mixing: found {mixing!r}; wanted one of {list(MIXING)}")
+        self.num_genes, self.num_archetypes, self.noise, self.mixing = num_genes, num_archetypes, noise, mixing
         self.encoder = encoder
+        self.likelihood = likelihood if likelihood is not None else GaussianSEM()
+        self.archetypes = archetypes if archetypes is not None else DenseArchetypes()
+        self.acyclicity = acyclicity if acyclicity is not None or order is not None else AcyclicityFactor()
         self.edge_prior = Prior(edge_prior or SpikeSlab(0.3, 0.8, 0.05))
         self.intercept_prior = Prior(intercept_prior or dist.Normal(0.0, 1.0))
         self.noise_prior = Prior(noise_prior or dist.LogNormal(0.0, 0.5))
-        self.acyclicity = acyclicity if acyclicity is not None or order is not None else AcyclicityFactor()
-        self.form = "relaxed" if order is None else "exact"
+        fixed = mixture_scale is None or isinstance(mixture_scale, (int, float))
+        self.mixture_prior = None if fixed else Prior(mixture_scale)  # type: ignore[arg-type]
+        number = float(mixture_scale) if fixed and mixture_scale is not None else None  # type: ignore[arg-type]
+        self.register_buffer("mixture_scale", None if number is None else torch.tensor(number))
+        self._set_order(order)
+        self._check()
+
+    def _set_order(self, order: Any) -> None:
+        num_nodes = self.archetypes.num_nodes(self.num_genes)
+        self.form = (
+            "relaxed" if order is None else "projected" if isinstance(order, str) and order != "uniform" else "exact"
+        )
         self.register_buffer("fixed_order", None)
+        if isinstance(order, str) and order not in ("uniform", "projected"):
+            raise DataError(f"order: found {order!r}; wanted 'uniform', 'projected', a list of gene indices, or None")
         if order is not None and not isinstance(order, str):
             self.fixed_order = torch.as_tensor(order, dtype=torch.long)
-            if self.fixed_order.shape != (num_genes,) or not permutation.check(self.fixed_order):
-                raise DataError(f"order: found {list(order)}; wanted each of 0..{num_genes - 1} once")
-        elif order not in (None, "uniform"):
-            raise DataError(f"order: found {order!r}; wanted 'uniform', a list of gene indices, or None")
-        self.edge_prior.check("edge_prior", (num_archetypes, self.num_edges))
-        self.intercept_prior.check("intercept_prior", (num_archetypes, num_genes))
-        self.noise_prior.check("noise_prior", () if noise == "equal" else (num_genes,), positive=True)
+            if self.fixed_order.shape != (num_nodes,) or not permutation.check(self.fixed_order):
+                raise DataError(f"order: found {list(order)}; wanted each of 0..{num_nodes - 1} once")
+
+    def _check(self) -> None:
+        K, p = self.num_archetypes, self.num_genes
+        self.edge_prior.check("edge_prior", self.archetypes.edge_shape(K, p, ordered=self.form == "exact"))
+        self.intercept_prior.check("intercept_prior", (K, p))
+        self.noise_prior.check("noise_prior", () if self.noise == "equal" else (p,), positive=True)
+        if self.mixture_prior is not None:
+            self.mixture_prior.check("mixture_scale", (), positive=True)
+        if self.mixture_scale is not None and not 0 < float(self.mixture_scale) < float("inf"):
+            raise DataError(f"mixture_scale: found {float(self.mixture_scale)}; wanted a positive number")
+        scope = getattr(self.acyclicity, "scope", None)
+        if self.form == "relaxed" and self.mixing == "identity" and scope in ("union", "mean"):
+            raise DataError(
+                f"acyclicity scope: found {scope!r} with mixing 'identity', whose weights no union bounds; "
+                "wanted 'samples'"
+            )
+        if self.form == "projected" and not self.archetypes.acyclic:
+            raise DataError("order: found 'projected' with factor networks; wanted 'uniform', an order, or None")
+        if self.form == "relaxed" and not self.archetypes.acyclic and scope != "union":
+            raise DataError(
+                "acyclicity: factor networks are acyclic among factors only; wanted AcyclicityFactor, scope 'union'"
+            )
+        if not self.likelihood.has_scale and not self.archetypes.acyclic:
+            raise DataError("likelihood: found BinarySEM with factor networks; wanted networks that are DAGs of genes")
+        if not self.likelihood.has_scale and getattr(self.acyclicity, "cyclic_likelihood", False):
+            raise DataError("cyclic_likelihood: found BinarySEM, which has no residuals; wanted additive noise")
+        if self.form == "relaxed" and self.has_logits:
+            raise DataError("mixture_scale: found one in the relaxed form, a point estimate; wanted another order")
 
     @classmethod
     def for_data(
@@ -185,52 +204,12 @@ class NOTMAD(torch.nn.Module):
         DataError
             If a variable is missing or the encoder is unknown.
         """
-        if not isinstance(data, xr.Dataset):
-            raise DataError(f"data: found {type(data).__name__}; wanted a Dataset, as from_dataframes makes it")
-        for name in ("expression", "covariates"):
-            if name not in data:
-                raise DataError(
-                    f"{name}: found variables {sorted(map(str, data.data_vars))}; wanted {name!r} among them"
-                )
-        if isinstance(encoder, str):
-            if encoder not in ENCODERS:
-                raise DataError(f"encoder: found {encoder!r}; wanted one of {sorted(ENCODERS)}")
-            encoder = ENCODERS[encoder](torch.as_tensor(data["covariates"].values))
-        options.setdefault("noise", "free" if data.attrs.get("standardized") == "gene" else "equal")
-        model = cls(data.sizes["gene"], encoder, num_archetypes, **options)
-        return model.to(torch.as_tensor(data["expression"].values[:1]).dtype)
-
-    @property
-    def num_edges(self) -> int:
-        """Allowed edges of an archetype: p(p-1)/2 given an order, p(p-1) without."""
-        all_edges = self.num_genes * (self.num_genes - 1)
-        return all_edges if self.form == "relaxed" else all_edges // 2
+        return for_data(cls, data, num_archetypes, encoder, options)
 
     @property
     def schema(self) -> Schema:
         """Inputs of the model and dims of its sites."""
-        return Schema(
-            inputs={
-                "covariates": Input(("cell", "covariate")),
-                "expression": Input(("cell", "gene"), observed=True),
-            },
-            normalised=self.form == "exact",
-            site_dims={
-                "order": ("rank",),
-                "edges": ("archetype", "edge"),
-                "archetypes": ("archetype", "regulator", "target"),
-                "intercepts": ("archetype", "gene"),
-                "sigma": ("gene",) if self.noise == "free" else (),
-                "encoder_weights": ("feature", "archetype"),
-                "encoder_bias": ("archetype",),
-                "encoder_log_amplitude": (),
-                "encoder_hidden_1": ("covariate", "hidden_input", "hidden"),
-                "encoder_hidden_2": ("covariate", "hidden_with_offset", "hidden"),
-                "expression": ("gene",),
-            },
-            labels={"regulator": "gene", "target": "gene"},
-            coords={"feature": [f"{j} {label}" for j, label in self.encoder.feature_names]},
-        )
+        return schema_of(self)
 
     def forward(
         self, covariates: Float[Tensor, "cell covariate"], expression: Float[Tensor, "cell gene"] | None = None
@@ -238,97 +217,120 @@ class NOTMAD(torch.nn.Module):
         """Generate, or score, the expression of all cells."""
         n, p, K = covariates.shape[-2], self.num_genes, self.num_archetypes
         order = self.sample_order()  # (rank,)
-        edges = pyro.sample("edges", self.edge_prior.expand((K, self.num_edges)))
-        W = pyro.deterministic("archetypes", self.place(edges, order), event_dim=3)  # (archetype, regulator, target)
-        b = pyro.sample("intercepts", self.intercept_prior.expand((K, p)))
-        sigma = pyro.sample("sigma", self.noise_prior.expand(() if self.noise == "equal" else (p,)))
+        edges = self.archetypes.weights(K, p, self.edge_prior, ordered=order is not None)
+        W = self.archetypes.build(edges, p, order)  # (archetype, regulator, target)
+        if isinstance(self.acyclicity, OrderMask) and self.form == "relaxed":
+            W = self.acyclicity(W, self.acyclicity.scores(p))
+        W = pyro.deterministic("archetypes", W, event_dim=3)
+        b = pyro.sample("intercepts", self.intercept_prior.expand((K, p)))  # (archetype, gene)
+        sigma = self.sample_scale(like=b)  # (gene,) or (1,)
+        own = self.likelihood.parameters_drawn()
         theta = self.encoder.weights(K)
-        with pyro.plate("cell", n, dim=-1):
+        tau_z = self.sample_mixture_scale()
+        with pyro.plate("cell", n, dim=-1) as rows:
             C_i = pyro.subsample(covariates, event_dim=1)
             X_i = None if expression is None else pyro.subsample(expression, event_dim=1)
-            Z_i = self.encoder(C_i, theta).softmax(-1)  # (cell, archetype)
-            noise = sigma.unsqueeze(-1) if self.noise == "equal" else sigma
-            X_i = pyro.sample("expression", MixtureSEM(Z_i, W, b, noise), obs=X_i)  # (cell, gene)
-        if self.acyclicity is not None and self.form == "relaxed":
-            self.punish_cycles(self.acyclicity, covariates, theta, W, b, noise)
+            eta_i = self.encoder(C_i, theta)  # (cell, archetype)
+            if tau_z is not None:
+                eta_i = pyro.sample("logits", dist.Normal(eta_i, tau_z).to_event(1))
+            Z_i = MIXING[self.mixing](eta_i)
+            equations = self.equations(Z_i, W, b, sigma, own, rows)
+            X_i = pyro.sample("expression", equations, obs=X_i)  # (cell, gene)
+        if isinstance(self.acyclicity, AcyclicityFactor) and self.form == "relaxed":
+            self.acyclicity(
+                n,
+                self.archetypes.sorted_part(edges, W),
+                lambda rows: self.equations(
+                    MIXING[self.mixing](self.encoder(covariates[rows], theta)), W, b, sigma, own
+                ),
+            )
         return X_i
 
     def sample_order(self) -> Int[Tensor, "*draw rank"] | None:
-        """The order: drawn, given, or none in the relaxed form."""
-        if self.form == "relaxed":
+        """The order of the genes (of the factors, for factor networks): drawn, given, or none."""
+        if self.form != "exact":
             return None
         if self.fixed_order is not None:
             return self.fixed_order
-        return pyro.sample("order", UniformOrder(self.num_genes, self.encoder.location.device))
+        return pyro.sample(
+            "order", UniformOrder(self.archetypes.num_nodes(self.num_genes), self.encoder.location.device)
+        )
 
-    def place(
-        self, edges: Float[Tensor, "*draw archetype edge"], order: Int[Tensor, "*draw rank"] | None
-    ) -> Float[Tensor, "*draw archetype regulator target"]:
-        """Put the effects of allowed edges into p x p matrices; everything else is exactly zero."""
-        p = self.num_genes
-        if order is None:
-            regulator, target = (~torch.eye(p, dtype=torch.bool, device=edges.device)).nonzero().unbind(-1)
-        else:
-            regulator, target = torch.triu_indices(p, p, 1, device=edges.device)
-        matrix = edges.new_zeros(*edges.shape[:-1], p * p).index_copy(-1, regulator * p + target, edges)
-        matrix = matrix.unflatten(-1, (p, p))
-        if order is None:
-            return matrix
-        rank = order.argsort(-1)  # rank[j]: place of gene j
-        flat = (rank.unsqueeze(-1) * p + rank.unsqueeze(-2)).flatten(-2).unsqueeze(-2)
-        shape = (*torch.broadcast_shapes(flat.shape[:-1], matrix.shape[:-2]), p * p)
-        return matrix.flatten(-2).expand(shape).gather(-1, flat.expand(shape)).unflatten(-1, (p, p))
+    def sample_scale(self, like: Tensor) -> Float[Tensor, "*draw gene"]:
+        """Noise scales, one for all genes with a singleton axis; ones where the likelihood has none."""
+        if not self.likelihood.has_scale:
+            return like.new_ones(1)
+        sigma = pyro.sample("sigma", self.noise_prior.expand(() if self.noise == "equal" else (self.num_genes,)))
+        return sigma.unsqueeze(-1) if self.noise == "equal" else sigma
 
-    def punish_cycles(
+    def sample_mixture_scale(self) -> Float[Tensor, "*draw 1"] | None:
+        """tau_z: drawn, given, or none."""
+        if self.mixture_prior is not None:
+            return pyro.sample("mixture_scale", self.mixture_prior.expand(())).unsqueeze(-1)
+        return None if self.mixture_scale is None else self.mixture_scale.unsqueeze(-1)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether cells have logits of their own (tau_z > 0)."""
+        return self.mixture_prior is not None or self.mixture_scale is not None
+
+    def equations(
         self,
-        factor: AcyclicityFactor,
-        covariates: Float[Tensor, "cell covariate"],
-        theta: dict[str, Tensor],
+        Z: Float[Tensor, "*draw cell archetype"],
         W: Float[Tensor, "*draw archetype regulator target"],
         b: Float[Tensor, "*draw archetype gene"],
-        noise: Float[Tensor, "*draw gene"],
-    ) -> None:
-        """Add the acyclicity factor of the relaxed form (eq. 3 of the paper; fact 4c of its bound for the union)."""
-        n = covariates.shape[-2]
-        if factor.scope == "union":
-            pyro.factor("acyclicity", -n * factor.weight * factor.h.of_squared(union_squared(W)))
-            return
-        with pyro.plate("acyclicity_cell", n, subsample_size=min(factor.num_rows, n), dim=-1) as rows:
-            Z_i = self.encoder(covariates[rows], theta).softmax(-1)
-            sem = MixtureSEM(Z_i, W, b, noise)
-            pyro.factor("acyclicity", -factor.weight * factor.h(sem.networks()))
-            if factor.cyclic_likelihood:
-                pyro.factor("log_abs_det", sem.log_abs_det())
+        sigma: Float[Tensor, "*draw gene"],
+        own: Mapping[str, Tensor],
+        rows: Int[Tensor, " row"] | None = None,
+    ) -> MixtureSEM:
+        """The structural equations of cells with archetype weights Z."""
+        projected = self.form == "projected"
+        kept = self.kept if rows is None or self.kept is None else self.kept[..., rows, :, :]
+        return MixtureSEM(
+            Z, W, b, sigma, self.likelihood, own,
+            projected=projected, kept=kept if projected else None,
+            determinant=not self.archetypes.acyclic,
+        )  # fmt: skip
+
+    kept: Bool[Tensor, "*draw cell regulator target"] | None = None
+    """Edges that the projection keeps in the cells that are fitted, where a routine holds them fixed; else None."""
+
+    def archetypes_of(self, values: Mapping[str, Tensor]) -> Float[Tensor, "draw archetype regulator target"]:
+        """W_k from draws of the sites, whatever form and archetypes the model has."""
+        flat = flat_values(self, values)
+        order = flat.get("order", self.fixed_order) if self.form == "exact" else None
+        W = self.archetypes.build(flat, self.num_genes, order)
+        return (
+            self.acyclicity(W, flat["order_scores"])
+            if isinstance(self.acyclicity, OrderMask) and "order_scores" in flat
+            else W
+        )
+
+    def mixture_of(
+        self, covariates: Float[Tensor, "cell covariate"], values: Mapping[str, Tensor]
+    ) -> Float[Tensor, "draw cell archetype"]:
+        """Z of new cells from draws of the sites and covariates alone; where there is a tau_z, drawn around f(C)."""
+        flat = flat_values(self, values)
+        theta = {name: value.unsqueeze(1) for name, value in flat.items() if name.startswith("encoder")}
+        eta = self.encoder(covariates, theta)
+        if self.has_logits:
+            tau_z = flat.get("mixture_scale", self.mixture_scale).reshape(-1, 1, 1)
+            eta = eta + tau_z * torch.randn_like(eta)
+        return MIXING[self.mixing](eta)
+
+    def networks_of(
+        self, covariates: Float[Tensor, "cell covariate"], values: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, "draw cell regulator target"], Float[Tensor, "draw cell gene"]]:
+        """W_i and b_i of any cells from draws of the sites and covariates alone."""
+        Z, b = self.mixture_of(covariates, values), flat_values(self, values)["intercepts"]
+        sem = self.equations(Z, self.archetypes_of(values).unsqueeze(1), b.unsqueeze(1), b.new_ones(1), {})
+        return sem.networks(), sem.intercepts()
 
     def settings(self) -> dict[str, Any] | None:
-        """JSON description for saving, None when a prior has no name that a file may carry."""
-        priors = {key: getattr(self, key).settings() for key in ("edge_prior", "intercept_prior", "noise_prior")}
-        encoder = self.encoder.settings()
-        if encoder is None or None in priors.values():
-            return None
-        order = None if self.form == "relaxed" else "uniform"
-        return {
-            "num_genes": self.num_genes,
-            "num_archetypes": self.num_archetypes,
-            "noise": self.noise,
-            "order": order if self.fixed_order is None else self.fixed_order.tolist(),
-            "priors": priors,
-            "encoder": encoder,
-            "acyclicity": None if self.acyclicity is None else self.acyclicity.settings(),
-        }
+        """JSON description for saving, None when a part has no name that a file may carry."""
+        return described_parts(self)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> NOTMAD:
         """Rebuild from `settings`; the buffers are filled by the saved state."""
-        acyclicity = settings["acyclicity"] and AcyclicityFactor(**settings["acyclicity"])
-        model = cls(
-            settings["num_genes"],
-            Encoder.from_settings(settings["encoder"]),
-            settings["num_archetypes"],
-            noise=settings["noise"],
-            order=settings["order"],
-            acyclicity=acyclicity,
-        )
-        for key, prior in settings["priors"].items():
-            setattr(model, key, Prior.from_settings(prior))
-        return model
+        return parts_from(cls, settings)

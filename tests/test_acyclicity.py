@@ -7,11 +7,18 @@ import pytest
 import scipy.linalg
 import torch
 
-from embergraph.models.parts.acyclicity import ACYCLICITY, ExpmAcyclicity, LogdetAcyclicity, union_squared
+from embergraph.models.parts.acyclicity import (
+    ACYCLICITY,
+    ExpmAcyclicity,
+    LogdetAcyclicity,
+    PolyAcyclicity,
+    SpectralAcyclicity,
+    union_squared,
+)
 from embergraph.models.parts.errors import DataError
 from embergraph.models.parts.projection import is_acyclic
 
-FUNCTIONS = [ExpmAcyclicity(), LogdetAcyclicity(1.0), LogdetAcyclicity(3.0)]
+FUNCTIONS = [ExpmAcyclicity(), LogdetAcyclicity(1.0), LogdetAcyclicity(3.0), PolyAcyclicity(), SpectralAcyclicity()]
 
 
 def random_weights(*shape: int, scale: float = 0.15, seed: int = 0) -> torch.Tensor:
@@ -57,7 +64,7 @@ def test_positive_on_cycles_of_every_length(function, length: int) -> None:
     for dtype in (torch.float64, torch.float32):
         if dtype == torch.float32 and length == 20 and isinstance(function, LogdetAcyclicity):
             continue  # 0.09^20 is below what a float32 determinant can show
-        tolerance = 0.0 if isinstance(function, ExpmAcyclicity) else 1e-22
+        tolerance = 1e-22 if isinstance(function, LogdetAcyclicity) else 0.0
         assert function(cycle(25, length, 0.9).to(dtype)).item() > tolerance
 
 
@@ -193,3 +200,36 @@ def test_mixtures_of_an_acyclic_union_are_acyclic_and_the_gradient_exists_at_zer
 def test_registry_builds_each_function() -> None:
     assert isinstance(ACYCLICITY["expm"](), ExpmAcyclicity)
     assert isinstance(ACYCLICITY["logdet"](), LogdetAcyclicity)
+    assert isinstance(ACYCLICITY["poly"](), PolyAcyclicity)
+    assert isinstance(ACYCLICITY["spectral"](), SpectralAcyclicity)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("p", [1, 2, 3, 12, 31])
+def test_poly_agrees_with_the_matrix_power(p: int, scale: float) -> None:
+    weights = random_weights(p, p, scale=scale)
+    power = np.linalg.matrix_power(np.eye(p) + weights.square().numpy() / p, p)
+    wanted = np.trace(power) - p
+    h = PolyAcyclicity(linear_until=1e300)(weights)
+    assert float(h) == pytest.approx(wanted, rel=1e-9, abs=1e-13 * p)
+
+
+@pytest.mark.parametrize("p", [2, 5, 20, 60])
+def test_spectral_approaches_the_largest_eigenvalue(p: int) -> None:
+    weights = random_weights(p, p, scale=1.0)
+    radius = np.abs(np.linalg.eigvals(weights.square().numpy())).max()
+    assert float(SpectralAcyclicity(num_steps=4000)(weights)) == pytest.approx(radius, rel=2e-3)
+    assert float(SpectralAcyclicity()(weights)) == pytest.approx(radius, rel=0.15)
+
+
+@pytest.mark.parametrize("function", [PolyAcyclicity(), SpectralAcyclicity()])
+@pytest.mark.parametrize("p", [1, 2, 7, 40])
+def test_others_are_exactly_zero_on_dags(function, p: int) -> None:
+    assert not function(permuted_dags(5, p, scale=3.0)).any()
+
+
+def test_spectral_of_a_cycle_is_the_geometric_mean_of_its_squared_weights() -> None:
+    """On which power iteration itself goes round in circles."""
+    weights = cycle(9, 9) * torch.linspace(0.5, 2.0, 9, dtype=torch.float64)[:, None]
+    wanted = weights.square().sum(-1).log().mean().exp()
+    torch.testing.assert_close(SpectralAcyclicity(num_steps=4500)(weights), wanted, rtol=1e-3, atol=0.0)

@@ -74,7 +74,7 @@ def test_hmc_given_mixture_and_noise_is_the_exact_gaussian(given_order: bool) ->
         roots = whitening(negative_hessian(density, start))
         chains = whitened_hmc(density, start, roots, num_warmup=40, num_draws=300, num_leapfrog=4, progress=False)
     edges = density.unpack(chains.draws.flatten(0, 1))["edges"]
-    W = model.place(edges, torch.tensor(ORDER)).squeeze(1)
+    W = model.archetypes_of({"edges": edges, "order": torch.tensor(ORDER)})
     means, sds = exact_conditional(inputs["expression"].numpy(), Z.numpy(), 0.7, 0.5)
     for (a, b), mean in means.items():
         drawn = W[:, :, a, b]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from embergraph.models.parts.distributions import FiniteOrders, SpikeSlab, UniformOrder, permutation
+from embergraph.models.parts.edge_priors import Horseshoe
 from embergraph.models.parts.errors import DataError, LoadError
 from embergraph.models.parts.priors import NAMED, Prior
 
@@ -25,7 +26,7 @@ EXAMPLES = {
     "Cauchy": dist.Cauchy(0.0, 1.0), "HalfNormal": dist.HalfNormal(0.7), "HalfCauchy": dist.HalfCauchy(0.3),
     "LogNormal": dist.LogNormal(0.1, 0.5), "Gamma": dist.Gamma(2.0, 3.0), "InverseGamma": dist.InverseGamma(3.0, 2.0),
     "Exponential": dist.Exponential(1.5), "Uniform": dist.Uniform(-1.0, 2.0), "SpikeSlab": SpikeSlab(0.2, 0.9, 0.04),
-    "Beta": dist.Beta(2.0, 3.0),
+    "Beta": dist.Beta(2.0, 3.0), "Horseshoe": Horseshoe(0.2),
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..inference import Fit
 from ..inference.inputs import as_dataset
+from ..inference.messengers import isolated
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
 from ..models.parts.projection import is_acyclic, project
@@ -88,7 +89,7 @@ class Networks(Fit):
         quantiles = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], dtype=torch.double)
         parts: dict[str, list[np.ndarray]] = {}
         acyclic = []
-        for W, b in self._chunks(unique, values):
+        for W, b in self._chunks(unique, values, seed):
             mean = W.mean(0)
             low, high = torch.quantile(W.double(), quantiles.to(W.device), dim=0)
             projected = project(mean) if project_mean else None
@@ -107,13 +108,14 @@ class Networks(Fit):
             for name, value in found.items():
                 parts.setdefault(name, []).append(value.cpu().numpy())
         result = self._named({name: np.concatenate(v)[inverse] for name, v in parts.items()}, cells)
-        sigma = values["sigma"].reshape(len(values["sigma"]), -1).mean(0).cpu().numpy()
-        result["sigma"] = ("gene", np.broadcast_to(sigma, result.sizes["gene"]).copy())
+        if "sigma" in values:  # on/off genes have none
+            sigma = values["sigma"].reshape(len(values["sigma"]), -1).mean(0).cpu().numpy()
+            result["sigma"] = ("gene", np.broadcast_to(sigma, result.sizes["gene"]).copy())
         result.attrs |= {
             "share_acyclic": float(torch.stack(acyclic).mean()),
             "interval": interval,
             "edge_threshold": edge_threshold,
-            "point_estimate": int(len(values["sigma"]) == 1 or self.model.form == "relaxed"),
+            "point_estimate": int(len(values["intercepts"]) == 1 or self.model.form == "relaxed"),
         }
         return self.rescaled(result) if scale == "original" else result
 
@@ -149,8 +151,8 @@ class Networks(Fit):
             table, _ = self._covariates(group)
             unique, counts = np.unique(table, axis=0, return_counts=True)
             share = torch.as_tensor(counts / counts.sum())
-            total, start = values["edges"].new_zeros(()), 0
-            for W, _ in self._chunks(unique, values):
+            total, start = values["intercepts"].new_zeros(()), 0
+            for W, _ in self._chunks(unique, values, seed):
                 weight = share[start : start + W.shape[1]].to(W)
                 total = total + torch.einsum("snab,n->sab", W, weight)
                 start += W.shape[1]
@@ -179,8 +181,8 @@ class Networks(Fit):
         table, cells = self._covariates(covariates)
         values = self.global_draws(num_samples, seed)
         like = self.model.encoder.location
-        with torch.no_grad():
-            Z = self.model.encoder(torch.as_tensor(table).to(like), values).softmax(-1)
+        with torch.no_grad(), isolated(seed):  # logits of new cells are drawn
+            Z = self.model.mixture_of(torch.as_tensor(table).to(like), values)
         tails = torch.tensor([0.05, 0.95], dtype=Z.dtype, device=Z.device)
         low, high = torch.quantile(Z, tails, dim=0)
         found = {"mixture": Z.mean(0), "lower": low, "upper": high}
@@ -247,19 +249,17 @@ class Networks(Fit):
         cells = table["cell"].values if "cell" in table.coords else np.arange(table.sizes["cell"])
         return np.asarray(table.values, dtype=float), cells
 
-    def _chunks(self, table: np.ndarray, values: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chunks(self, table: np.ndarray, values: dict[str, Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """W (draw, cell, regulator, target) and b (draw, cell, gene) of some cells at a time."""
         like = self.model.encoder.location
-        num_draws, p = len(values["sigma"]), self.model.num_genes
-        order = values.get("order", self.model.fixed_order)
+        num_draws, p = len(values["intercepts"]), self.model.num_genes
         with torch.no_grad():
-            flat = self.model.place(values["edges"], order).reshape(num_draws, -1, p * p)
-            b = values["intercepts"].reshape(num_draws, -1, p)
             step = max(1, CHUNK_ELEMENTS // (num_draws * p * p))
             for start in range(0, len(table), step):
                 part = torch.as_tensor(table[start : start + step]).to(like)
-                Z = self.model.encoder(part, values).softmax(-1)
-                yield (Z @ flat).unflatten(-1, (p, p)), Z @ b
+                with isolated(seed + start):  # logits of new cells are drawn
+                    found = self.model.networks_of(part, values)
+                yield found
 
     def _named(self, arrays: dict[str, np.ndarray], cells: np.ndarray | None) -> xr.Dataset:
         genes = np.asarray(self.template.coords.get("gene", range(self.model.num_genes)))

@@ -16,8 +16,9 @@ from ..guides.orders import OrderScore, climb, sample_orders
 from ..inference.density import LogDensity
 from ..inference.hmc import Chains, negative_hessian, whitened_hmc, whitening
 from ..inference.maximum import Maximum, maximize
-from ..inference.schedules import Geometric
-from ..models.notmad import NOTMAD, AcyclicityFactor
+from ..inference.schedules import Geometric, Schedule
+from ..models.notmad import NOTMAD
+from ..models.parts.acyclicity_factor import AcyclicityFactor, OrderMask, Scope
 from ..models.parts.priors import Prior
 from ..models.parts.projection import project, topological_order
 
@@ -30,6 +31,11 @@ Values = dict[str, Tensor]
 SEARCH_RATES = {"": 1e-2, "encoder_weights": 4.5e-2, "encoder_bias": 3e-2}
 GIVEN_ORDER_RATES = {"": 1e-2, "encoder_log_amplitude": 0.0}
 L1 = 0.01
+ANNEALING: dict[type, dict[str, Schedule]] = {
+    AcyclicityFactor: {"acyclicity.weight": Geometric(0.05, 1e3, 0.4)},
+    OrderMask: {"acyclicity.temperature": Geometric(1.0, 1e-2, 0.4)},
+}
+CONFLICT = {"acyclicity.weight": Geometric(0.01, 10.0, 0.4)}
 BATCH = ("cell", 1024)  # rows of a step of a point search; more change the point by less than its error
 CURVATURE = {"edges": 1 / (2 * 0.3**2), "sigma": 4.0, "encoder_log_amplitude": 4.0}
 """Curvature that a prior adds to the whitening; 1 elsewhere. Sets the efficiency of HMC, not its target."""
@@ -57,13 +63,15 @@ class Point:
 def search_model(model: NOTMAD, num_cells: int) -> NOTMAD:
     """The relaxed model with the priors of the search: L1 on edges, Normal on the encoder, flat on the noise.
 
-    The user's own priors enter afterwards, given orders. The acyclicity function is expm up to 20 genes, logdet above.
+    The user's own priors enter afterwards, given orders. The acyclicity function is expm up to 20 genes, logdet above;
+    its scope the union of the archetypes, or samples where weights of archetypes have no bound or orders may conflict.
     """
     encoder = copy.deepcopy(model.encoder)
     encoder.weight_prior = Prior(dist.Normal(0.0, 1.0))
     encoder.bias_prior = Prior(dist.Normal(0.0, 1.0))
     encoder.amplitude_prior = Prior(dist.Normal(0.0, 0.5))
     function = "expm" if model.num_genes <= 20 else "logdet"
+    scope: Scope = "samples" if model.mixing == "identity" or model.form == "projected" else "union"
     relaxed = NOTMAD(
         model.num_genes,
         encoder,
@@ -72,19 +80,34 @@ def search_model(model: NOTMAD, num_cells: int) -> NOTMAD:
         order=None,
         edge_prior=dist.Laplace(0.0, 1 / (L1 * num_cells)),
         noise_prior=dist.LogNormal(0.0, 10.0),
-        acyclicity=AcyclicityFactor(function, "union"),
+        likelihood=model.likelihood,
+        mixing=model.mixing,
+        archetypes=model.archetypes,
+        acyclicity=AcyclicityFactor(function, scope, cyclic_likelihood=model.form == "projected"),
     )
     return relaxed.to(encoder.location)
 
 
+def without_logits(model: NOTMAD) -> NOTMAD:
+    """The model with tau_z = 0; the model itself where it is."""
+    if not model.has_logits:
+        return model
+    plain = copy.deepcopy(model)
+    plain.mixture_prior = plain.mixture_scale = None
+    return plain
+
+
 def search(
-    model: NOTMAD, inputs: Inputs, *, num_restarts: int, num_steps: int, progress: bool
+    model: NOTMAD, inputs: Inputs, *, num_restarts: int, num_steps: int, progress: bool, conflict: bool = False
 ) -> tuple[LogDensity, Maximum]:
-    """Restarts of the relaxed model with the acyclicity weight raised geometrically after 40 % of the steps."""
+    """Restarts of the relaxed model with the acyclicity weight raised geometrically after 40 % of the steps.
+
+    With `conflict` it ends low, where networks are still a little cyclic and edges of either direction have survived.
+    """
     zero = model.encoder.location.new_zeros(())
     density = LogDensity(model, inputs, {"encoder_log_amplitude": zero})
     starts = zero.new_zeros(num_restarts, density.num_dims)
-    spread = {"edges": 0.05, "encoder_weights": 0.45}
+    spread = {"edges": 0.05, "loadings": 0.05, "encoder_weights": 0.45, "readout": 1.0, "memberships": 1.0}
     for name, where in density.slices().items():
         if name in spread:
             starts[:, where] = spread[name] * torch.randn_like(starts[:, where])
@@ -96,8 +119,8 @@ def search(
         starts,
         num_steps=num_steps,
         learning_rate=SEARCH_RATES,
-        schedules={"acyclicity.weight": Geometric(0.05, 1e3, 0.4)},
-        clip={"edges": 10.0},
+        schedules=CONFLICT if conflict else ANNEALING[type(model.acyclicity)],
+        clip={name: 10.0 for name in density.shapes if name in model.archetypes.site_dims},
         scale=float(n),
         batch=BATCH,
         progress=progress,
@@ -117,14 +140,15 @@ def point_of(model: NOTMAD, density: LogDensity, vector: Float[Tensor, " dim"], 
         padded = {**density.unpack(vector.unsqueeze(0)), **density.fixed}
         values = {n: v.reshape(v.shape[v.dim() - density.event_dims[n] :]) for n, v in padded.items() if n != "order"}
         order = density.fixed.get("order")
-        archetypes = model.place(values["edges"], None if order is None else order.reshape(-1))
-        mixture = model.encoder(inputs["covariates"], values).softmax(-1)
+        given = values if order is None else {**values, "order": order}
+        archetypes = model.archetypes_of(given)[0]
+        mixture = model.mixture_of(inputs["covariates"], given)[0]
     return Point(archetypes, values, mixture)
 
 
-def starting_order(point: Point) -> Int[np.ndarray, " gene"]:
+def starting_order(model: NOTMAD, point: Point) -> Int[np.ndarray, " gene"]:
     """Topological order of the projected union of the archetypes."""
-    union = point.archetypes.square().sum(0).sqrt()
+    union = model.archetypes.sorted_part(point.values, point.archetypes).square().sum(0).sqrt()
     return topological_order(project(union).networks).cpu().numpy()
 
 
@@ -136,11 +160,10 @@ def given_orders(
     index = torch.as_tensor(orders, device=like.device)
     fixed: Values = {"order": index.unsqueeze(1)} if model.fixed_order is None else {}
     density = LogDensity(model, inputs, fixed)
-    upper = torch.triu_indices(model.num_genes, model.num_genes, 1, device=like.device)
-    edges = torch.stack([like[:, o][:, :, o][:, upper[0], upper[1]] for o in index])
     known = {**density.example, **point.values}  # sites of a hierarchical prior start at a draw of theirs
     shared = {n: known[n].expand(len(index), *known[n].shape) for n in density.shapes}
-    return density, density.pack({**shared, "edges": edges})
+    weights = {name: known[name] for name in model.archetypes.site_dims}
+    return density, density.pack({**shared, **model.archetypes.given_orders(weights, like, index)})
 
 
 def joint_map(density: LogDensity, starts: Tensor, num_cells: int, *, num_steps: int, progress: bool) -> Maximum:
@@ -160,10 +183,16 @@ def joint_map(density: LogDensity, starts: Tensor, num_cells: int, *, num_steps:
 def find_order(
     model: NOTMAD, inputs: Inputs, point: Point, *, num_rounds: int = 3, num_steps: int = 600, progress: bool = True
 ) -> tuple[Int[np.ndarray, " gene"], Point]:
-    """Climb the collapsed score and refit the point in turns until the order stays."""
+    """Climb the collapsed score and refit the point in turns until the order stays.
+
+    The score is that of dense Gaussian equations, a stand-in where likelihood or archetypes are others. Networks among
+    factors have none: they keep the order of the search.
+    """
+    if not model.archetypes.acyclic:
+        return starting_order(model, point), point
     expression = inputs["expression"].cpu().double().numpy()
     n = len(expression)
-    order = starting_order(point)
+    order = starting_order(model, point)
     for turn in range(num_rounds):
         score = OrderScore(expression, point.mixture.cpu().double().numpy(), model.noise)
         climbed = climb(score, order, progress=progress)
@@ -181,6 +210,8 @@ def draw_orders(
     progress: bool,
 ) -> Int[np.ndarray, "draw gene"]:  # fmt: skip
     """Orders from their posterior given the mixture of `point`, with repetitions."""
+    if not model.archetypes.acyclic:
+        return order[None].repeat(num_orders, 0)
     expression = inputs["expression"].cpu().double().numpy()
     score = OrderScore(expression, point.mixture.cpu().double().numpy(), model.noise)
     orders, _ = sample_orders(score, order, num_orders=num_orders, seed=seed, progress=progress)

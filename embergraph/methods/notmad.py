@@ -9,6 +9,7 @@ import pyro
 import torch
 import xarray as xr
 from pyro.infer.autoguide import AutoDelta, init_to_value
+from scipy.special import logsumexp
 from torch import Tensor
 
 from ..guides.notmad import NOTMADGuide
@@ -21,16 +22,33 @@ from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
 from . import _notmad_plan as plan
 from ._notmad_networks import Networks
+from ._notmad_projected import SEARCH_STEPS, fit_projected
 from ._notmad_report import network_report
 
 if TYPE_CHECKING:
     from jaxtyping import Int
 
-Posterior = Literal["auto", "hmc", "mean_field"]
+Posterior = Literal["auto", "hmc", "mean_field", "bootstrap"]
 
 
 class NOTMADFit(Networks, Fit):
     """A fitted NOTMAD: a `Fit` that also tells networks of cells."""
+
+    def conditioned_log_density(self, data: DataLike, *, num_samples: int = 500, seed: int = 0) -> xr.DataArray:
+        """Log density of each cell with its logits read from its own expression: how well it is described.
+
+        Not a prediction: the expression that is scored has chosen the mixture. `log_density` is the held-out score,
+        with logits from the covariates alone. Both agree for models without `mixture_scale`.
+
+        Returns
+        -------
+        xr.DataArray
+            log of the mean of p(X_i | eta_i, rest) over the guide's eta_i given C_i and X_i, (cell,).
+        """
+        found = self.posterior(data, num_samples, predictive=False, prior=False, seed=seed)["log_likelihood"]
+        terms = found["expression"].stack(_draw=("chain", "draw")).transpose("_draw", "cell")
+        density = logsumexp(terms.values, 0) - np.log(terms.sizes["_draw"])
+        return terms.isel(_draw=0, drop=True).copy(data=density).rename("conditioned_log_density")
 
     def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
         """`Fit.report`, with rows on orders, acyclicity and the mixing of networks."""
@@ -49,6 +67,8 @@ def fit_notmad(
     num_warmup: int = 200,
     num_draws: int = 400,
     num_guide_steps: int = 800,
+    num_bootstrap: int = 64,
+    full_encoder: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -61,6 +81,10 @@ def fit_notmad(
        then Metropolis sampling of orders.
     3. Posterior given each sampled order, by HMC in whitened coordinates (one chain an order) or by a mean-field guide.
 
+    A projected model takes another way from half as many starts: MAP of the relaxed model with the likelihood of cyclic
+    networks, MAP of the projected model from the better half of them, then draws of everything, structure included, as
+    modes of the posterior under random weights of the cells and a randomly moved prior (a Bayesian bootstrap).
+
     Parameters
     ----------
     model
@@ -68,7 +92,9 @@ def fit_notmad(
     data
         Standardised Dataset with ``expression`` and ``covariates``.
     posterior
-        ``"hmc"``, ``"mean_field"``, or ``"auto"``: HMC up to 400 parameters and 5e5 parameters x cells.
+        ``"hmc"``, ``"mean_field"``, or ``"auto"``: HMC up to 400 parameters and 5e5 parameters x cells, and mean field
+        where cells have logits of their own. A projected model: ``"bootstrap"`` (also ``"auto"``) or, for a handful of
+        genes and few cells, ``"hmc"``.
     num_restarts, num_steps
         Starts of stage 1 and their steps; the refits given orders take at most as many.
     num_orders
@@ -77,6 +103,10 @@ def fit_notmad(
         Steps of HMC and draws kept of each chain.
     num_guide_steps
         Steps of SVI of the mean-field guide.
+    num_bootstrap
+        Draws of a projected model's posterior, in all.
+    full_encoder
+        Whether the mean-field guide gives hidden layers of a NAM encoder a posterior too; HMC always does.
     seed, device, progress
         As for `svi`.
 
@@ -97,38 +127,55 @@ def fit_notmad(
     """
     check_counts(
         num_restarts=num_restarts, num_steps=num_steps, num_orders=num_orders, num_warmup=num_warmup,
-        num_draws=num_draws, num_guide_steps=num_guide_steps,
+        num_draws=num_draws, num_guide_steps=num_guide_steps, num_bootstrap=num_bootstrap,
     )  # fmt: skip
-    if posterior not in ("auto", "hmc", "mean_field"):
-        raise DataError(f"posterior: found {posterior!r}; wanted 'auto', 'hmc' or 'mean_field'")
+    own = "bootstrap" if model.form == "projected" else "mean_field"
+    if posterior not in ("auto", "hmc", own):
+        raise DataError(f"posterior: found {posterior!r}; wanted 'auto', 'hmc' or {own!r} for the {model.form} form")
+    if model.has_logits and (posterior == "hmc" or model.form == "projected"):
+        what = "posterior 'hmc'" if posterior == "hmc" else "order 'projected'"
+        raise DataError(f"mixture_scale: found one with {what}; wanted posterior 'mean_field' given orders")
     inputs = to_inputs(model.schema, data, device=device)
-    check_centred(inputs["expression"])
+    check_expression(model, inputs["expression"])
     template = Template.of(model.schema, data)
     with isolated(seed, dtype=float_dtype(inputs)) as store, pyro.validation_enabled(False):
         copied, _, _ = make_pair(model, no_guide, inputs)
         model = cast("NOTMAD", copied)
         job = _Plan(model, inputs, template, store, seed, progress, num_steps)
+        if model.form == "projected":
+            return fit_projected(
+                job, posterior=posterior, num_restarts=num_restarts, num_bootstrap=num_bootstrap,
+                num_warmup=num_warmup, num_draws=num_draws,
+            )  # fmt: skip
         job.search(num_restarts)
         if model.form == "relaxed" or job.found.interrupted:
             return job.point_estimate()
         try:
             orders, point = job.orders(num_orders)
-            density, starts = plan.given_orders(model, inputs, orders, point)
-            if posterior == "hmc" or (posterior == "auto" and plan.prefers_hmc(density, job.num_cells)):
+            density, starts = plan.given_orders(job.plain, inputs, orders, point)
+            affordable = not model.has_logits and plan.prefers_hmc(density, job.num_cells)
+            if posterior == "hmc" or (posterior == "auto" and affordable):
                 return job.hmc(orders, density, starts, num_warmup, num_draws)
-            return job.mean_field(data, orders, point, num_guide_steps)
+            return job.mean_field(data, orders, point, num_guide_steps, full_encoder=full_encoder)
         except KeyboardInterrupt:
             return job.point_estimate(interrupted=True)
 
 
-def check_centred(expression: Tensor) -> None:
-    """Refuse data whose genes are far from centred: the priors speak of centred genes on a common or own scale.
+def check_expression(model: NOTMAD, expression: Tensor) -> None:
+    """Refuse expression that the likelihood cannot be of, or whose genes are far from centred.
+
+    The priors speak of centred genes on a common or own scale; of on/off genes they speak as they are.
 
     Raises
     ------
     DataError
-        Naming the largest mean.
+        Naming the largest mean, or a value other than 0 and 1.
     """
+    if not model.likelihood.has_scale:
+        other = expression[(expression != 0) & (expression != 1)]
+        if len(other):
+            raise DataError(f"expression: found {float(other[0]):.4g}; wanted 0 and 1 only for {model.likelihood.kind}")
+        return
     mean, sd = expression.mean(0).abs(), expression.std(0)
     worst = float((mean / sd).max())
     if worst > 0.5:
@@ -152,14 +199,17 @@ class _Plan:
         self.model, self.inputs, self.template = model, inputs, template
         self.store, self.seed, self.progress, self.num_steps = store, seed, progress, num_steps
         self.num_cells = len(inputs["expression"])
+        self.plain = plan.without_logits(model)  # stages before the posterior know no cells with logits of their own
 
     def search(self, num_restarts: int) -> None:
         """Stage 1, on the model itself if it is relaxed."""
-        relaxed = self.model.form == "relaxed"
-        self.searched = self.model if relaxed else plan.search_model(self.model, self.num_cells)
+        form = self.model.form
+        self.searched = self.model if form == "relaxed" else plan.search_model(self.plain, self.num_cells)
         self.density, self.found = plan.search(
-            self.searched, self.inputs, num_restarts=num_restarts, num_steps=self.num_steps, progress=self.progress
-        )
+            self.searched, self.inputs, num_restarts=num_restarts,
+            num_steps=min(SEARCH_STEPS, self.num_steps) if form == "projected" else self.num_steps,
+            progress=self.progress, conflict=form == "projected",
+        )  # fmt: skip
         self.point = plan.point_of(self.searched, self.density, self.found.points[self.found.best], self.inputs)
 
     def point_estimate(self, interrupted: bool = False) -> NOTMADFit:
@@ -173,10 +223,10 @@ class _Plan:
         if self.model.fixed_order is not None:
             return self.model.fixed_order.cpu().numpy()[None].repeat(num_orders, 0), self.point
         order, point = plan.find_order(
-            self.model, self.inputs, self.point, num_steps=min(600, self.num_steps), progress=self.progress
+            self.plain, self.inputs, self.point, num_steps=min(600, self.num_steps), progress=self.progress
         )
         orders = plan.draw_orders(
-            self.model, self.inputs, order, point, num_orders=num_orders, seed=self.seed, progress=self.progress
+            self.plain, self.inputs, order, point, num_orders=num_orders, seed=self.seed, progress=self.progress
         )
         return orders, point
 
@@ -198,9 +248,11 @@ class _Plan:
         draws = StoredDraws({name: value.detach().contiguous() for name, value in values.items()}, statistics)
         return self.fit(self.model, None, draws, "order sampling + hmc", interrupted=chains.interrupted)
 
-    def mean_field(self, data: xr.Dataset, orders: np.ndarray, point: plan.Point, num_guide_steps: int) -> NOTMADFit:
+    def mean_field(
+        self, data: xr.Dataset, orders: np.ndarray, point: plan.Point, num_guide_steps: int, *, full_encoder: bool
+    ) -> NOTMADFit:
         unique, counts = plan.distinct(orders)
-        density, starts = plan.given_orders(self.model, self.inputs, unique, point)
+        density, starts = plan.given_orders(self.plain, self.inputs, unique, point)
         mode = plan.joint_map(
             density, starts, self.num_cells, num_steps=min(400, self.num_steps), progress=self.progress
         )
@@ -209,16 +261,17 @@ class _Plan:
             for name, value in density.unpack(mode.points).items()
         }
         like = mode.points
-        guide = NOTMADGuide.around(
-            self.model, torch.as_tensor(unique), torch.as_tensor(counts, dtype=like.dtype), values
-        )
+        if self.model.mixture_prior is not None:
+            values["mixture_scale"] = like.new_full((len(unique),), 0.3)
+        weights = torch.as_tensor(counts, dtype=like.dtype)
+        guide = NOTMADGuide.around(self.model, torch.as_tensor(unique), weights, values, full_encoder=full_encoder)
         fitted = svi(
             self.model,
             guide.to(like.device),
             data,
             num_steps=num_guide_steps,
             batch_size=min(plan.BATCH[1], self.num_cells),
-            learning_rate={"*scale*": 2e-2, "*": 5e-3},
+            learning_rate={"*scale.*": 2e-2, "*": 5e-3},
             seed=self.seed,
             device=like.device,
             progress=self.progress,

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = ["ACYCLICITY", "Acyclicity", "ExpmAcyclicity", "LogdetAcyclicity", "union_squared"]
+__all__ = [
+    "ACYCLICITY",
+    "Acyclicity",
+    "ExpmAcyclicity",
+    "LogdetAcyclicity",
+    "PolyAcyclicity",
+    "SpectralAcyclicity",
+    "union_squared",
+]
 
 
 class Acyclicity(Protocol):
@@ -88,14 +96,19 @@ class ExpmAcyclicity:
     def of_squared(self, squared: Float[Tensor, "*batch p p"]) -> Float[Tensor, "*batch"]:
         """Return h given A = W * W, shape (..., p, p), entries not negative."""
         trace, log_scale = _trace_expm1(squared)
-        number = torch.finfo(trace.dtype)
-        # log(0) and exp(large) would send NaN through the unused branch of `where`.
-        log_h = log_scale + trace.clamp_min(number.tiny).log()
-        log_limit = math.log(self.linear_until)
-        beyond = (trace > 0) & (log_h > log_limit)
-        scale = torch.where(beyond, 0.0, log_scale).clamp_max(math.log(number.max) / 2).exp()
-        continued = self.linear_until * (1.0 + log_h - log_limit)
-        return torch.where(beyond, continued, trace * scale)
+        return _continued(trace, log_scale, self.linear_until)
+
+
+def _continued(trace: Tensor, log_scale: Tensor, limit: float) -> Tensor:
+    """H = trace exp(log_scale) up to `limit`, and growing with its logarithm beyond."""
+    number = torch.finfo(trace.dtype)
+    # log(0) and exp(large) would send NaN through the unused branch of `where`.
+    log_h = log_scale + trace.clamp_min(number.tiny).log()
+    log_limit = math.log(limit)
+    beyond = (trace > 0) & (log_h > log_limit)
+    scale = torch.where(beyond, 0.0, log_scale).clamp_max(math.log(number.max) / 2).exp()
+    continued = limit * (1.0 + log_h - log_limit)
+    return torch.where(beyond, continued, trace * scale)
 
 
 def _trace_expm1(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,4 +188,83 @@ class LogdetAcyclicity:
         return torch.where(inside, h, torch.full_like(h, math.inf))
 
 
-ACYCLICITY: dict[str, Callable[[], Acyclicity]] = {"expm": ExpmAcyclicity, "logdet": LogdetAcyclicity}
+@dataclass(frozen=True)
+class PolyAcyclicity:
+    """The trace of a matrix power, h = tr (I + W * W / p)^p - p (Yu et al. 2019, DAG-GNN, eq. 13).
+
+    Defined for all W, with p the number of genes: every cycle up to length p counts. Beyond ``linear_until`` h goes on
+    as in `ExpmAcyclicity`.
+
+    Attributes
+    ----------
+    linear_until
+        Value of h up to which it is the plain formula.
+    """
+
+    linear_until: float = 1e6
+
+    def __call__(self, weights: Float[Tensor, "*batch p p"]) -> Float[Tensor, "*batch"]:
+        """Return h of the weights, shape (..., p, p)."""
+        return self.of_squared(weights.square())
+
+    def of_squared(self, squared: Float[Tensor, "*batch p p"]) -> Float[Tensor, "*batch"]:
+        """Return h given A = W * W, shape (..., p, p), entries not negative."""
+        p = squared.shape[-1]
+        # (I + A)^p - I by squaring, from the highest bit of p: E -> E E + 2 E, and E -> E + A + A E for a set bit.
+        # All terms are >= 0: nothing cancels, and the structural zeros of a DAG stay zeros.
+        step = squared / p
+        excess, log_scale = step, torch.zeros_like(squared[..., 0, 0])
+        for bit in bin(p)[3:]:
+            one = torch.exp(-log_scale)[..., None, None]
+            excess = excess @ excess + 2.0 * one * excess
+            size = excess.detach().amax((-2, -1)).clamp_min(1.0)
+            excess, log_scale = excess / size[..., None, None], 2.0 * log_scale + size.log()
+            if bit == "1":
+                one = torch.exp(-log_scale)[..., None, None]
+                excess = excess + one * step + step @ excess
+                size = excess.detach().amax((-2, -1)).clamp_min(1.0)
+                excess, log_scale = excess / size[..., None, None], log_scale + size.log()
+        return _continued(excess.diagonal(dim1=-2, dim2=-1).sum(-1), log_scale, self.linear_until)
+
+
+@dataclass(frozen=True)
+class SpectralAcyclicity:
+    """The spectral radius of W * W by power iteration (Lee et al. 2019, NO BEARS), zero exactly for DAGs.
+
+    h = (1^T A^T 1 / p)^(1/T), which tends to the radius for long T (Gelfand). Taking the growth over all T steps, not
+    of the last one, serves cycles too, on which plain power iteration oscillates; T >= p makes h exactly 0 for a DAG.
+
+    Attributes
+    ----------
+    num_steps
+        T, the number of genes if that is more.
+    """
+
+    num_steps: int = 32
+
+    def __call__(self, weights: Float[Tensor, "*batch p p"]) -> Float[Tensor, "*batch"]:
+        """Return h of the weights, shape (..., p, p)."""
+        return self.of_squared(weights.square())
+
+    def of_squared(self, squared: Float[Tensor, "*batch p p"]) -> Float[Tensor, "*batch"]:
+        """Return h given A = W * W, shape (..., p, p), entries not negative."""
+        p, num_steps = squared.shape[-1], max(self.num_steps, squared.shape[-1])
+        v = torch.full_like(squared[..., :1], 1 / max(p, 1))
+        log_growth = torch.zeros_like(squared[..., 0, 0])
+        alive = torch.ones_like(log_growth, dtype=torch.bool)
+        for _ in range(num_steps):
+            v = squared @ v
+            total = v.sum((-2, -1))
+            alive = alive & (total > 0)
+            safe = torch.where(alive, total, torch.ones_like(total))
+            log_growth = log_growth + safe.log()
+            v = v / safe[..., None, None]
+        return torch.where(alive, (log_growth / num_steps).exp(), torch.zeros_like(log_growth))
+
+
+ACYCLICITY: dict[str, Callable[[], Acyclicity]] = {
+    "expm": ExpmAcyclicity,
+    "logdet": LogdetAcyclicity,
+    "poly": PolyAcyclicity,
+    "spectral": SpectralAcyclicity,
+}

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-def _log_normal_density(value: Tensor, scale: Tensor) -> Tensor:
+def log_normal_density(value: Float[Tensor, "*shape"], scale: Tensor) -> Float[Tensor, "*shape"]:
+    """Log density of a Normal of mean 0."""
     return -0.5 * (value / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
 
 
@@ -81,8 +82,8 @@ class SpikeSlab(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return torch.logaddexp(
-            self.slab_probability.log() + _log_normal_density(value, self.slab_scale),
-            torch.log1p(-self.slab_probability) + _log_normal_density(value, self.spike_scale),
+            self.slab_probability.log() + log_normal_density(value, self.slab_scale),
+            torch.log1p(-self.slab_probability) + log_normal_density(value, self.spike_scale),
         )
 
 

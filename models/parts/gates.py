@@ -40,7 +40,7 @@ def sparsemax(scores: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch l
     """Euclidean projection of the scores onto the simplex: max(s_i - t, 0) with t such that the sum is 1."""
     ordered, rank = _descending(scores)
     means = ordered.cumsum(-1) / rank
-    size = (ordered > means - 1 / rank).sum(-1, keepdim=True)  # of the support
+    size = (ordered > means - 1 / rank).sum(-1, keepdim=True).clamp(min=1)  # of the support; NaN has none
     threshold = means.gather(-1, size - 1) - size.to(scores).reciprocal()
     return (scores - threshold).clamp(min=0)
 
@@ -52,7 +52,7 @@ def entmax15(scores: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch la
     means, spreads = _running_moments(ordered, rank)
     with torch.no_grad():
         thresholds = means - ((1 - spreads).clamp(min=0) / rank).sqrt()
-        size = (ordered >= thresholds).sum(-1, keepdim=True)
+        size = (ordered >= thresholds).sum(-1, keepdim=True).clamp(min=1)
     mean, spread = means.gather(-1, size - 1), spreads.gather(-1, size - 1)
     # The root is taken on the support alone, where its argument is positive: elsewhere its slope is infinite.
     threshold = mean - ((1 - spread) / size).sqrt()

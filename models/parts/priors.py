@@ -11,9 +11,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
 from .distributions import SpikeSlab
+from .edge_priors import Horseshoe, StructuredPrior
 from .errors import DataError, LoadError
+from .kinds import described
 
-PriorLike: TypeAlias = TorchDistributionMixin | Callable[[tuple[int, ...]], TorchDistributionMixin]
+PriorLike: TypeAlias = TorchDistributionMixin | StructuredPrior | Callable[[tuple[int, ...]], TorchDistributionMixin]
 
 # The distributions that a settings file may name; nothing else is ever built from a file.
 NAMED: dict[str, Callable[..., Any]] = {
@@ -32,6 +34,7 @@ NAMED: dict[str, Callable[..., Any]] = {
         dist.Exponential,
         dist.Uniform,
         SpikeSlab,
+        Horseshoe,
     )
 }
 
@@ -47,7 +50,8 @@ class Prior(nn.Module):
     prior
         A distribution of scalars such as ``dist.Normal(0.0, 1.0)``, or, for hierarchies, a callable that takes the
         event shape, may call ``pyro.sample``, and returns a distribution that broadcasts over that shape:
-        ``lambda shape: dist.Laplace(0.0, pyro.sample("tau", dist.HalfCauchy(0.3))[..., None, None])`` for edges.
+        ``lambda shape: dist.Laplace(0.0, pyro.sample("tau", dist.HalfCauchy(0.3))[..., None, None])`` for edges. A
+        `StructuredPrior` such as `SharedSpikeSlab` is one distribution of all of them.
 
     Raises
     ------
@@ -60,6 +64,9 @@ class Prior(nn.Module):
         self._build: Callable[..., Any] = type(prior)
         self._hierarchy: Callable[[tuple[int, ...]], Any] | None = None
         self._names: tuple[str, ...] = ()
+        self.structured = prior if isinstance(prior, StructuredPrior) else None
+        if isinstance(prior, StructuredPrior):
+            return
         if isinstance(prior, TorchDistributionMixin):
             if prior.event_shape:
                 raise DataError(f"prior: found events of shape {tuple(prior.event_shape)}; wanted scalars")
@@ -72,7 +79,9 @@ class Prior(nn.Module):
             raise DataError(f"prior: found {prior!r}; wanted a distribution (an instance) or a callable")
 
     def expand(self, shape: tuple[int, ...]) -> Any:
-        """Independent copies of the prior over `shape`, as one event."""
+        """Independent copies of the prior over `shape`, or its structured form, as one event."""
+        if self.structured is not None:
+            return self.structured(shape)
         if self._hierarchy is not None:
             built = self._hierarchy(shape)
         else:
@@ -90,7 +99,7 @@ class Prior(nn.Module):
         DataError
             Naming the prior.
         """
-        if self._hierarchy is not None:
+        if self._hierarchy is not None or self.structured is not None:
             return
         try:
             expanded = self.expand(shape)
@@ -109,6 +118,8 @@ class Prior(nn.Module):
 
     def settings(self) -> dict[str, Any] | None:
         """JSON description of the prior, None when it has no name that a file may carry."""
+        if self.structured is not None:
+            return described(StructuredPrior.kinds, self.structured)
         name = self._build.__name__
         if NAMED.get(name) is not self._build:
             return None
@@ -123,6 +134,8 @@ class Prior(nn.Module):
         LoadError
             If the name is not listed.
         """
+        if "kind" in settings:
+            return cls(StructuredPrior.from_settings(settings))
         build = NAMED.get(str(settings.get("distribution")))
         if build is None:
             raise LoadError(f"prior: found {settings.get('distribution')!r}; wanted one of {sorted(NAMED)}")
@@ -130,6 +143,8 @@ class Prior(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the distribution and its numbers."""
+        if self.structured is not None:
+            return ""
         numbers = ", ".join(f"{k}={getattr(self, k).tolist()}" for k in self._names)
         return f"{self._build.__name__}({numbers})"
 

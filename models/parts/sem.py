@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +11,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .errors import NumericalError
+from .projection import project
+from .sem_likelihoods import GaussianSEM, SEMLikelihood
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
+
+GAUSSIAN = GaussianSEM()
 
 
 def without_cell_axis(value: Tensor, event_dim: int) -> Tensor:
@@ -27,14 +31,14 @@ def without_cell_axis(value: Tensor, event_dim: int) -> Tensor:
 
 
 class MixtureSEM(TorchDistribution):
-    r"""Linear Gaussian structural equations with cell-specific coefficients.
+    r"""Linear structural equations with cell-specific coefficients.
 
-    .. math:: x_i = b_i + x_i W_i + e_i,\quad W_i = \sum_k Z_{ik} W_k,\quad b_i = \sum_k Z_{ik} b_k,
-              \quad e_{ij} \sim N(0, \sigma_j^2)
+    .. math:: x_i = b_i + x_i W_i + e_i,\quad W_i = \sum_k Z_{ik} W_k,\quad b_i = \sum_k Z_{ik} b_k
 
-    Scored by residuals, without ever building one matrix per cell, and sampled by solving. The density is normalised
-    where every W_i is acyclic (then \|I - W_i\| = 1); for cyclic W_i it lacks ``log|det(I - W_i)|``, which
-    `log_abs_det` gives.
+    with e Gaussian or as `likelihood` says. Scored by residuals, without ever building one matrix per cell, and sampled
+    by solving. The density is normalised where every W_i is acyclic (then \|I - W_i\| = 1): for archetypes that share
+    an order, and for `projected` networks. For cyclic W_i it lacks ``log|det(I - W_i)|``, which `log_abs_det` gives and
+    `determinant` adds.
 
     Parameters
     ----------
@@ -45,7 +49,17 @@ class MixtureSEM(TorchDistribution):
     intercepts
         b, ``(*batch, [1,] archetype, gene)``.
     sigma
-        Noise standard deviations, ``(*batch, [1,] gene)`` or one shared, ``(*batch, [1,] 1)``.
+        Scales of the noise, ``(*batch, [1,] gene)`` or one shared, ``(*batch, [1,] 1)``.
+    likelihood
+        Law of a gene given its regulators.
+    parameters
+        The likelihood's own unknowns.
+    projected
+        Whether W_i is the projection of the mixture to a DAG (`project`). Gradients hold fixed which edges are kept.
+    kept
+        Which edges are kept, ``(*batch, cell, regulator, target)``, where they are not to be found anew.
+    determinant
+        Whether the log density includes log|det(I - W_i)|.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -57,11 +71,18 @@ class MixtureSEM(TorchDistribution):
         archetypes: Float[Tensor, "*batch archetype regulator target"],
         intercepts: Float[Tensor, "*batch archetype gene"],
         sigma: Float[Tensor, "*batch gene"],
+        likelihood: SEMLikelihood = GAUSSIAN,
+        parameters: Mapping[str, Tensor] | None = None,
+        *,
+        projected: bool = False,
+        kept: Bool[Tensor, "*batch cell regulator target"] | None = None,
+        determinant: bool = False,
     ) -> None:
         num_genes = archetypes.shape[-1]
         stacked = torch.cat([archetypes.flatten(-3, -2), intercepts], -2)
-        self.mixture, self.archetypes = mixture, archetypes
-        self._stacked, self.sigma = without_cell_axis(stacked, 2), sigma
+        self.mixture, self.archetypes, self.likelihood = mixture, archetypes, likelihood
+        self._stacked, self.sigma, self._parameters = without_cell_axis(stacked, 2), sigma, dict(parameters or {})
+        self.projected, self.kept, self.determinant = projected, kept, determinant
         batch = torch.broadcast_shapes(mixture.shape[:-1], archetypes.shape[:-3], sigma.shape[:-1])
         super().__init__(batch, torch.Size([num_genes]), validate_args=False)
 
@@ -74,27 +95,38 @@ class MixtureSEM(TorchDistribution):
 
     def regression(self, x: Float[Tensor, "*batch cell gene"]) -> Float[Tensor, "*batch cell gene"]:
         """b_i + x_i W_i: what each gene is predicted to be from its regulators."""
+        if self.projected:
+            return self.intercepts() + (x.unsqueeze(-2) @ self.networks()).squeeze(-2)
         weighted = (self.mixture.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
         features = torch.cat([weighted, self.mixture.expand(*weighted.shape[:-1], -1)], -1)
         return features @ self._stacked
 
     def log_prob(self, x: Float[Tensor, "*batch cell gene"]) -> Float[Tensor, "*batch cell"]:
-        """Log density of the residuals, summed over genes; shape (*batch, cell)."""
-        standard = (x - self.regression(x)) / self.sigma
-        log_scale = self.sigma.log().expand(*self.sigma.shape[:-1], x.shape[-1]).sum(-1)
-        return -0.5 * standard.square().sum(-1) - log_scale - 0.5 * x.shape[-1] * math.log(2 * math.pi)
+        """Log density of the cells, summed over genes; shape (*batch, cell)."""
+        score = self.likelihood.log_prob(x, self.regression(x), self.sigma, self._parameters)
+        return score + self.log_abs_det() if self.determinant else score
 
     def networks(self) -> Float[Tensor, "*batch cell regulator target"]:
-        """W_i of every cell, built; for sampling and for a few cells only."""
+        """W_i of every cell, built; projected where the model says so."""
         flat = without_cell_axis(self.archetypes, 3).flatten(-2)
-        return (self.mixture @ flat).unflatten(-1, self.archetypes.shape[-2:])
+        mixed = (self.mixture @ flat).unflatten(-1, self.archetypes.shape[-2:])
+        if not self.projected:
+            return mixed
+        if self.kept is not None:
+            return mixed * self.kept
+        # A weight that is not finite stays so in the product, for the routine to see.
+        return mixed * (project(torch.nan_to_num(mixed)).networks != 0)
+
+    def intercepts(self) -> Float[Tensor, "*batch cell gene"]:
+        """b_i of every cell."""
+        return self.mixture @ self._stacked[..., self.archetypes.shape[-3] * self.archetypes.shape[-2] :, :]
 
     def log_abs_det(self) -> Float[Tensor, "*batch cell"]:
         """log|det(I - W_i)| of every cell: zero for acyclic networks."""
         return torch.linalg.slogdet(_identity_minus(self.networks())).logabsdet
 
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "*shape gene"]:
-        """Solve x_i (I - W_i) = b_i + e_i for x_i.
+        """Draw noise e_i and solve the equations of each cell for x_i.
 
         Raises
         ------
@@ -103,14 +135,29 @@ class MixtureSEM(TorchDistribution):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            num_rows = self.archetypes.shape[-3] * self.archetypes.shape[-2]
-            noise = torch.randn(shape, dtype=self.mixture.dtype, device=self.mixture.device) * self.sigma
-            right = self.mixture @ self._stacked[..., num_rows:, :] + noise
-            system = _identity_minus(self.networks())
-            solution, info = torch.linalg.solve_ex(system.mT, right.unsqueeze(-1))
+            noise = self.likelihood.noise(shape, self.sigma, self._parameters)
+            intercepts, networks = self.intercepts(), self.networks()
+            first = self.likelihood.respond(intercepts.expand(shape), noise)
+            if first is not None:
+                return self._from_first_to_last(first, intercepts, networks, noise)
+            system = _identity_minus(networks)
+            solution, info = torch.linalg.solve_ex(system.mT, (intercepts + noise).unsqueeze(-1))
             if bool((info != 0).any()):
                 raise NumericalError("expression: I - W is singular for a cell; simulation needs acyclic networks")
             return solution.squeeze(-1)
+
+    def _from_first_to_last(self, x: Tensor, intercepts: Tensor, networks: Tensor, noise: Tensor) -> Tensor:
+        """Respond to x with the same noise until x stays.
+
+        Genes without regulators are right at once, then their targets: a DAG takes at most as many rounds as it has
+        genes.
+        """
+        for _ in range(x.shape[-1]):
+            new = self.likelihood.respond(intercepts + (x.unsqueeze(-2) @ networks).squeeze(-2), noise)
+            if new is None or torch.equal(new, x):
+                return x
+            x = new
+        raise NumericalError("expression: responses of a cell go round in circles; simulation needs acyclic networks")
 
 
 def _identity_minus(networks: Tensor) -> Tensor:
