@@ -50,6 +50,9 @@ class Encoder(nn.Module, ABC):
 
     location: Tensor
     spread: Tensor
+    lowest: Tensor
+    highest: Tensor
+    two_valued: Tensor
     feature_location: Tensor
 
     def __init__(
@@ -65,7 +68,11 @@ class Encoder(nn.Module, ABC):
         spread = 2 * covariates.std(0, correction=0)
         self.num_covariates = covariates.shape[1]
         self.register_buffer("location", covariates.mean(0))
-        constant = covariates.amax(0) == covariates.amin(0)  # whose spread need not be zero in floating point
+        self.register_buffer("lowest", covariates.amin(0))
+        self.register_buffer("highest", covariates.amax(0))
+        ends = (covariates == self.lowest) | (covariates == self.highest)
+        self.register_buffer("two_valued", ends.all(0))
+        constant = self.highest == self.lowest  # whose spread need not be zero in floating point
         self.register_buffer("spread", torch.where(constant, torch.full_like(spread, math.inf), spread))
         self.weight_prior = Prior(weight_prior or dist.Normal(0.0, 1.0))
         self.bias_prior = Prior(bias_prior or dist.Normal(0.0, 1.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from .errors import DataError, NumericalError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Projection", "is_acyclic", "project", "topological_order"]
 
 _CHUNK_ENTRIES = 2**24  # entries of weights worked on at a time
+_PACKED_GENES = 64  # up to here a row of reachability is one integer
+_PACKED_GRAPHS = 1024  # graphs at a time whose bit sets stay in the cache
 
 
 class Projection(NamedTuple):
@@ -71,7 +74,9 @@ def project(weights: Float[Tensor, "*batch p p"]) -> Projection:
     diagonal = torch.eye(p, dtype=torch.bool, device=weights.device)
     loopless = weights.detach().masked_fill(diagonal, 0.0).reshape(-1, p, p)
     chunks = loopless.split(max(1, _CHUNK_ENTRIES // max(1, p * p)))
-    networks = torch.cat([chunk.masked_fill(~_allowed_pairs(chunk.abs()), 0.0) for chunk in chunks])
+    packed = p <= _PACKED_GENES and weights.device.type == "cpu"
+    allowed = _allowed_pairs_packed if packed else _allowed_pairs
+    networks = torch.cat([chunk.masked_fill(~allowed(chunk.abs()), 0.0) for chunk in chunks])
     removed = (loopless - networks).abs().flatten(1)
     total = loopless.abs().sum((-2, -1))
     threshold = removed.amax(-1) if p else total
@@ -100,6 +105,58 @@ def _allowed_pairs(magnitude: Float[Tensor, "graph p p"]) -> Bool[Tensor, "graph
         reaches |= decided
         still_open.masked_fill_(decided | decided.mT, 0.0)
     return reaches
+
+
+def _allowed_pairs_packed(magnitude: Float[Tensor, "graph p p"]) -> Bool[Tensor, "graph p p"]:
+    """The same as `_allowed_pairs`, about five times faster, for up to 64 genes on the CPU.
+
+    The genes that a gene reaches are the bits of one integer, entries are sorted once, and one pass a rank serves all
+    graphs. NumPy, because these operations are short and torch takes several times longer to start one.
+    """
+    parts = [_reach_by_rank(part.double().numpy()) for part in magnitude.split(_PACKED_GRAPHS)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _reach_by_rank(magnitude: Float[np.ndarray, "graph p p"]) -> Bool[np.ndarray, "graph p p"]:
+    count, p, _ = magnitude.shape
+    entry, positive = _by_decreasing_size(magnitude.reshape(count, p * p))
+    positive = positive[positive.any(1)]  # a prefix of the ranks
+    width: type = np.uint16 if p <= 16 else np.uint32 if p <= 32 else np.uint64
+    regulator, target = np.divmod(entry[: len(positive)], max(p, 1))
+    shift, kept_if_open = regulator.astype(width), positive.astype(width)
+    place = target * count + np.arange(count)
+    bits = np.arange(p, dtype=width)
+    reaches = np.repeat((np.ones((), width) << bits)[:, None], count, 1)  # (gene, graph)
+    gained, cycle, upstream = np.empty(count, width), np.empty(count, width), np.empty_like(reaches)
+    for rank in range(len(positive)):
+        np.take(reaches.ravel(), place[rank], out=gained, mode="clip")
+        np.right_shift(gained, shift[rank], out=cycle)
+        np.bitwise_and(cycle, 1, out=cycle)
+        gained *= kept_if_open[rank] * (1 - cycle)
+        np.right_shift(reaches, shift[rank], out=upstream)
+        np.bitwise_and(upstream, 1, out=upstream)
+        upstream *= gained
+        reaches |= upstream
+    return ((reaches.T[:, :, None] >> bits) & 1).astype(bool)
+
+
+def _by_decreasing_size(
+    magnitude: Float[np.ndarray, "graph entry"],
+) -> tuple[Int[np.ndarray, "entry graph"], Bool[np.ndarray, "entry graph"]]:
+    """Entries of each graph by decreasing magnitude, ties by index, and whether each is above zero.
+
+    The bits of a non-negative number sort like the number. The last twelve give way to the index, so that the fast
+    sort of integers carries it along; the few graphs in which those bits matter are sorted again.
+    """
+    index_bits = np.int64(4095)
+    key = (magnitude.view(np.int64) | index_bits) - np.arange(magnitude.shape[1])
+    key.sort(axis=1)
+    entry = index_bits - (key[:, ::-1] & index_bits)
+    size = np.take_along_axis(magnitude, entry, 1)
+    step = np.diff(size)
+    unsorted = ((step > 0) | ((step == 0) & (np.diff(entry) < 0))).any(1)
+    entry[unsorted] = np.argsort(-magnitude[unsorted], axis=1, kind="stable")
+    return np.ascontiguousarray(entry.T), np.arange(magnitude.shape[1])[:, None] < (magnitude > 0).sum(1)
 
 
 @torch.no_grad()

@@ -79,7 +79,9 @@ class MixtureSEM(TorchDistribution):
         determinant: bool = False,
     ) -> None:
         num_genes = archetypes.shape[-1]
-        stacked = torch.cat([archetypes.flatten(-3, -2), intercepts], -2)
+        rows = archetypes.flatten(-3, -2)
+        drawn = torch.broadcast_shapes(rows.shape[:-2], intercepts.shape[:-2])  # one of them may be held at a value
+        stacked = torch.cat([part.expand(*drawn, *part.shape[-2:]) for part in (rows, intercepts)], -2)
         self.mixture, self.archetypes, self.likelihood = mixture, archetypes, likelihood
         self._stacked, self.sigma, self._parameters = without_cell_axis(stacked, 2), sigma, dict(parameters or {})
         self.projected, self.kept, self.determinant = projected, kept, determinant
@@ -96,7 +98,9 @@ class MixtureSEM(TorchDistribution):
     def regression(self, x: Float[Tensor, "*batch cell gene"]) -> Float[Tensor, "*batch cell gene"]:
         """b_i + x_i W_i: what each gene is predicted to be from its regulators."""
         if self.projected:
-            return self.intercepts() + (x.unsqueeze(-2) @ self.networks()).squeeze(-2)
+            mixed = self._mixed()
+            # Twice as fast as a product of vector and matrix in each cell.
+            return self.intercepts() + (mixed * (self._kept(mixed) * x.unsqueeze(-1))).sum(-2)
         weighted = (self.mixture.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
         features = torch.cat([weighted, self.mixture.expand(*weighted.shape[:-1], -1)], -1)
         return features @ self._stacked
@@ -108,14 +112,18 @@ class MixtureSEM(TorchDistribution):
 
     def networks(self) -> Float[Tensor, "*batch cell regulator target"]:
         """W_i of every cell, built; projected where the model says so."""
+        mixed = self._mixed()
+        return mixed * self._kept(mixed) if self.projected else mixed
+
+    def _mixed(self) -> Tensor:
         flat = without_cell_axis(self.archetypes, 3).flatten(-2)
-        mixed = (self.mixture @ flat).unflatten(-1, self.archetypes.shape[-2:])
-        if not self.projected:
-            return mixed
+        return (self.mixture @ flat).unflatten(-1, self.archetypes.shape[-2:])
+
+    def _kept(self, mixed: Tensor) -> Tensor:
         if self.kept is not None:
-            return mixed * self.kept
+            return self.kept
         # A weight that is not finite stays so in the product, for the routine to see.
-        return mixed * (project(torch.nan_to_num(mixed)).networks != 0)
+        return project(torch.nan_to_num(mixed)).networks != 0
 
     def intercepts(self) -> Float[Tensor, "*batch cell gene"]:
         """b_i of every cell."""
