@@ -12,6 +12,7 @@ if (_checkout / "pyproject.toml").is_file():  # true only inside a source checko
     __path__.append(str(_checkout))
 
 from . import (
+    ablations,
     baselines,
     datasets,
     decoder_scores,
@@ -24,6 +25,7 @@ from . import (
     target_scores,
     undirected_scores,
 )
+from .choice import choice_table, choose
 from .data import Standardizer, from_anndata, from_arrays, from_dataframes, random_split, split, standardize, validate
 from .graphs import to_networkx
 from .inference import Cosine, Fit, Geometric, Linear, WarmCosine, as_text, em, mcmc, svi, to_arviz, to_datatree
@@ -49,8 +51,11 @@ __all__ = [
     "SchemaError",
     "Standardizer",
     "WarmCosine",
+    "ablations",
     "as_text",
     "baselines",
+    "choice_table",
+    "choose",
     "datasets",
     "decoder_scores",
     "em",

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 from scipy.sparse import issparse
 
-from .encoding import encode_columns, levels_of
+from .encoding import encode_columns, encode_like, levels_of
 from .models.parts.errors import DataError
 from .splitting import random_split, split
 from .standardization import Standardizer, standardize
@@ -128,6 +128,7 @@ def from_dataframes(
     covariates: pd.DataFrame | None = None,
     *,
     environment: pd.Series | Sequence[object] | None = None,
+    like: xr.Dataset | None = None,
     min_cells: int = 2,
 ) -> xr.Dataset:
     """Build a Dataset from data frames whose rows are cells and whose indices name them.
@@ -142,6 +143,9 @@ def from_dataframes(
     environment
         One label per cell, as in `from_arrays`: a Series is matched by name, anything else follows the rows of the
         expression.
+    like
+        Data of a fitted model that the new cells go to: its genes are taken, in its order, text becomes its indicators
+        whatever levels occur, and environments are coded as there.
     min_cells
         As in `validate`; ``1`` for new cells of a fitted model.
 
@@ -153,10 +157,14 @@ def from_dataframes(
     Raises
     ------
     DataError
-        If the frames hold different cells, or as in `from_arrays`.
+        If the frames hold different cells, `like` has genes, covariates or levels that they lack, or as in
+        `from_arrays`.
     """
     cells = _names("cell", expression.index, len(expression))
     check_unique("cell", cells)
+    if like is not None:
+        columns = np.asarray(expression.columns, dtype=str)
+        expression = expression.iloc[:, _columns(like["gene"].values, columns, "columns of expression")]
     text = [
         str(column) for column, dtype in zip(expression.columns, expression.dtypes, strict=True) if not _numeric(dtype)
     ]
@@ -168,10 +176,10 @@ def from_dataframes(
     table, names = None, None
     if covariates is not None:
         covariates = covariates.iloc[_rows("covariates", covariates.index, cells)]
-        table, names = encode_columns(covariates, covariates.columns, cells)
+        table, names = _encoded(covariates, covariates.columns, cells, like)
     if environment is not None and hasattr(environment, "iloc"):
         environment = environment.iloc[_rows("environment", environment.index, cells)]
-    return from_arrays(
+    made = from_arrays(
         values,
         table,
         environment=environment,
@@ -180,6 +188,7 @@ def from_dataframes(
         cell_names=cells,
         min_cells=min_cells,
     )
+    return _recoded(made, like)
 
 
 def from_anndata(
@@ -189,6 +198,7 @@ def from_anndata(
     layer: str | None = None,
     genes: Sequence[str] | None = None,
     environment: str | None = None,
+    like: xr.Dataset | None = None,
     min_cells: int = 2,
 ) -> xr.Dataset:
     """Build a Dataset from an AnnData object, or from anything with the same parts.
@@ -205,6 +215,8 @@ def from_anndata(
         Genes to keep, in this order; None keeps all.
     environment
         Column of ``obs`` with the label of each cell's environment.
+    like
+        As in `from_dataframes`; `covariates` and `genes` are then those of `like` and are left out.
     min_cells
         As in `validate`; ``1`` for new cells of a fitted model.
 
@@ -218,6 +230,10 @@ def from_anndata(
     DataError
         If a layer, a gene or a column does not exist, or as in `from_arrays`.
     """
+    if like is not None:
+        if len(covariates) or genes is not None:
+            raise DataError("like: found covariates or genes besides; wanted either, since like has both")
+        genes = like["gene"].values
     if layer is not None and layer not in adata.layers:
         raise DataError(f"layer '{layer}' is not in the data; found {listed(adata.layers)}")
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -229,10 +245,11 @@ def from_anndata(
         matrix = matrix.toarray()
     cells = _names("cell", adata.obs_names, len(adata.obs_names))
     wanted = [covariates] if isinstance(covariates, str) else list(covariates)
-    table, names = encode_columns(adata.obs, wanted, cells) if wanted else (None, None)
+    has_covariates = bool(wanted) if like is None else "covariates" in like
+    table, names = _encoded(adata.obs, wanted, cells, like) if has_covariates else (None, None)
     if environment is not None and environment not in adata.obs:
         raise DataError(f"environment '{environment}' is not a column of obs; found {listed(adata.obs)}")
-    return from_arrays(
+    made = from_arrays(
         matrix,
         table,
         environment=None if environment is None else adata.obs[environment],
@@ -241,6 +258,31 @@ def from_anndata(
         cell_names=cells,
         min_cells=min_cells,
     )
+    return _recoded(made, like)
+
+
+def _encoded(
+    table: Any, columns: Any, cells: Shaped[np.ndarray, " cell"], like: xr.Dataset | None
+) -> tuple[Float[np.ndarray, "cell covariate"], list[str]]:
+    if like is None:
+        return encode_columns(table, columns, cells)
+    if "covariates" not in like:
+        raise DataError(f"like has no covariates; found {listed(like.data_vars)}")
+    names = [str(name) for name in like["covariate"].values]
+    return encode_like(table, names, cells), names
+
+
+def _recoded(data: xr.Dataset, like: xr.Dataset | None) -> xr.Dataset:
+    """The same data with environments coded as in `like`."""
+    if like is None or "environment" not in data or "condition" not in like.coords:
+        return data
+    known = {str(name): i for i, name in enumerate(like["condition"].values)}
+    labels = data["condition"].values[data["environment"].values]
+    unknown = sorted({str(label) for label in labels} - set(known))
+    if unknown:
+        raise DataError(f"environment has levels {listed(unknown)}; wanted some of {listed(known)}")
+    codes = np.asarray([known[str(label)] for label in labels], dtype=np.int64)
+    return data.drop_dims("condition").assign(environment=("cell", codes)).assign_coords(condition=list(known))
 
 
 def _matrix(name: str, dims: tuple[str, str], values: Any) -> Real[np.ndarray, "row column"]:
@@ -288,13 +330,15 @@ def _rows(name: str, index: Any, cells: Shaped[np.ndarray, " cell"]) -> Int[np.n
     return np.asarray([position[cell] for cell in cells], dtype=np.int64)
 
 
-def _columns(genes: Sequence[str], gene_names: Shaped[np.ndarray, " gene"]) -> Int[np.ndarray, " chosen"]:
+def _columns(
+    genes: Sequence[str], gene_names: Shaped[np.ndarray, " gene"], where: str = "var_names"
+) -> Int[np.ndarray, " chosen"]:
     check_unique("gene", gene_names)
     wanted = [genes] if isinstance(genes, str) else list(genes)
     position = {gene: i for i, gene in enumerate(gene_names)}
     unknown = [gene for gene in wanted if gene not in position]
     if unknown:
-        raise DataError(f"genes not in var_names: {listed(unknown)}; found {listed(gene_names)}")
+        raise DataError(f"genes not in {where}: {listed(unknown)}; found {listed(gene_names)}")
     return np.asarray([position[gene] for gene in wanted], dtype=np.int64)
 
 

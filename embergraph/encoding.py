@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +99,73 @@ def encode_columns(
             blocks.append(np.eye(len(levels))[codes])
             names.extend(f"{column}[{level}]" for level in levels)
     return np.concatenate(blocks, axis=1), names
+
+
+def encode_like(
+    table: Any, names: Sequence[str], cells: Shaped[np.ndarray, " cell"]
+) -> Float[np.ndarray, "cell covariate"]:
+    """Numbers for the columns of a table in the columns of an earlier encoding, whatever levels occur here.
+
+    Parameters
+    ----------
+    table
+        Data frame, or mapping from a column's name to one value per cell; further columns are not looked at.
+    names
+        Columns that `encode_columns` made: ``column``, or ``column[level]`` of a factor. A table that has a column of
+        this very name is taken as encoded.
+    cells
+        Names of the cells.
+
+    Returns
+    -------
+    Float[np.ndarray, "cell covariate"]
+        One column per name.
+
+    Raises
+    ------
+    DataError
+        If a column is missing or not of the kind that it was, a factor has a level that it did not have, or as in
+        `encode_columns`.
+    """
+    factors = {name: column for name in names if name not in table and (column := column_of(name, table))}
+    missing = [name for name in names if name not in table and name not in factors]
+    if missing:
+        raise DataError(f"covariates: found columns {listed(table)}; wanted {listed(missing)} among them")
+    blocks: dict[str, np.ndarray] = {}
+    for name in names:
+        if name not in factors:
+            blocks[name], found = encode_columns(table, [name], cells)
+            if found != [name]:
+                raise DataError(f"covariate '{name}' holds {listed(found)}; wanted numbers, as in the fit")
+    for column in dict.fromkeys(factors.values()):
+        own = {name[len(column) + 1 : -1]: name for name in names if factors.get(name) == column}
+        values = table[column]
+        values = values if hasattr(values, "dtype") else np.asarray(values)
+        codes, levels = levels_of(f"covariate '{column}'", values, cells)
+        unknown = [level for i, level in enumerate(levels) if level not in own and (codes == i).any()]
+        if unknown:
+            raise DataError(f"covariate '{column}' has levels {listed(unknown)}; wanted some of {listed(own)}")
+        for level, name in own.items():
+            code = levels.index(level) if level in levels else -1
+            blocks[name] = (codes == code).astype(np.float64)[:, None]
+    return np.concatenate([blocks[name] for name in names], axis=1) if names else np.empty((len(cells), 0))
+
+
+def column_of(name: str, columns: Container[str]) -> str | None:
+    """The factor among `columns` that an indicator called ``column[level]`` belongs to."""
+    if not name.endswith("]"):
+        return None
+    starts = [i for i, letter in enumerate(name) if letter == "["]
+    return next((name[:i] for i in starts if name[:i] in columns), None)
+
+
+def factors_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """Positions of the columns of every covariate: one, or the indicators ``column[level]`` of a factor."""
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        column = name[: name.index("[")] if name.endswith("]") and "[" in name[1:] else name
+        groups.setdefault(column, []).append(i)
+    return groups
 
 
 def _missing(values: Any) -> Bool[np.ndarray, " cell"]:

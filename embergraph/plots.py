@@ -45,6 +45,9 @@ from .matrix_plots import plot_scales as plot_scales
 from .matrix_plots import plot_tail_dependence as plot_tail_dependence
 from .matrix_plots import plot_undirected as plot_undirected
 from .models.parts.errors import DataError
+from .notmad_plots import plot_archetype_map as plot_archetype_map
+from .notmad_plots import plot_covariate_effects as plot_covariate_effects
+from .notmad_plots import plot_intervention as plot_intervention
 from .validation import listed
 
 if TYPE_CHECKING:

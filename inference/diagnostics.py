@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -191,7 +192,24 @@ def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_sample
         rows["test_log_density"] = float(density.mean())
         rows["test_log_density_se"] = float(density.std() / math.sqrt(density.size))
     table = xr.Dataset({key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items()})
+    if "choice" in fit.settings:
+        table = table.assign(choice_rows(fit.settings["choice"]))
     return table.assign_attrs({**tree["posterior"].attrs, "point_estimate": int(point)})
+
+
+def choice_rows(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows on the comparison that a fit was chosen by: its lead over every other model."""
+    rows: dict[str, Any] = {}
+    for name, found in choice["models"].items():
+        if name == choice["chosen"]:
+            continue
+        told, lead = f"{name!r} could not be fitted", math.nan
+        if found is not None:
+            lead = found["lead"]
+            best = ", the best by no more than that" if name == choice["best"] else ""
+            told = f"held-out nats a cell of {choice['chosen']!r} over {name!r}, s.e. {found['lead_se']:.2g}{best}"
+        rows[f"choice_lead_{len(rows)}"] = ((), lead, {"meaning": told})
+    return rows
 
 
 def as_text(table: xr.Dataset) -> str:

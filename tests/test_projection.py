@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from embergraph.models.parts.errors import DataError, NumericalError
-from embergraph.models.parts.projection import is_acyclic, project, topological_order
+from embergraph.models.parts.projection import (
+    _allowed_pairs,
+    _allowed_pairs_packed,
+    is_acyclic,
+    project,
+    topological_order,
+)
 
 
 def digraph(weights: np.ndarray) -> nx.DiGraph:
@@ -100,6 +106,20 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = project(weights)
     monkeypatch.setitem(project.__wrapped__.__globals__, "_CHUNK_ENTRIES", 60)
     assert torch.equal(project(weights).networks, whole.networks)
+
+
+@pytest.mark.parametrize("p", [1, 2, 5, 16, 17, 33, 64])
+def test_packed_reachability_equals_the_general_one(p: int) -> None:
+    """Ties, sparse graphs, weights that agree in all but the last bits, and weights next to zero."""
+    weights = torch.randn(200, p, p, generator=torch.Generator().manual_seed(p), dtype=torch.float64)
+    weights[:50] = (2 * weights[:50]).round() / 2
+    weights[50:100] *= weights[50:100].abs() > 1
+    weights[100:130] = 1 + 1e-15 * weights[100:130]
+    weights[130:150] *= 1e-323
+    magnitude = weights.abs() * (1 - torch.eye(p))
+    assert torch.equal(_allowed_pairs_packed(magnitude), _allowed_pairs(magnitude))
+    single = magnitude.float()
+    assert torch.equal(_allowed_pairs_packed(single), _allowed_pairs(single))
 
 
 def test_dense_graph_of_100_genes() -> None:

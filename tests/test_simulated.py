@@ -52,6 +52,21 @@ def test_conflicting_orders_turn_edges_and_every_network_is_the_projected_mixtur
     assert ((w != 0).any(0) & (w != 0).any(0).T).any()
 
 
+def test_interactions_are_products_of_covariates_and_leave_other_data_as_they_were() -> None:
+    data = simulated_notmad(0, num_cells=400, interactions=True)
+    C = data["covariates"].to_numpy()
+    logits = 0.5 * np.log(data["true_mixture"].to_numpy())
+    logits -= logits.mean(1, keepdims=True)
+    additive = np.concatenate([np.ones((400, 1)), C, C**2], 1)
+    products = np.stack([C[:, a] * C[:, b] for a in range(4) for b in range(a + 1, 4)], 1)
+    for features, exact in ((additive, False), (np.concatenate([additive, products], 1), True)):
+        left = logits - features @ np.linalg.lstsq(features, logits, rcond=None)[0]
+        assert (np.abs(left).max() < 1e-9) == exact
+    np.testing.assert_array_equal(C, simulated_notmad(0, num_cells=400)["covariates"])
+    with pytest.raises(DataError, match="interactions: found 1 covariate"):
+        simulated_notmad(0, num_covariates=1, interactions=True)
+
+
 @pytest.mark.parametrize("orders", ["shared", "conflict"])
 def test_expected_number_of_edges_is_the_number_of_genes(orders: str) -> None:
     edges = [

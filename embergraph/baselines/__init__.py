@@ -17,6 +17,8 @@ from .environments import EnvironmentMean as EnvironmentMean
 from .environments import FittedEnvironmentBaseline as FittedEnvironmentBaseline
 from .environments import MeanActivation as MeanActivation
 from .environments import OracleLinearDecoder as OracleLinearDecoder
+from .lioness import LIONESS as LIONESS
+from .lioness import FittedLIONESS as FittedLIONESS
 from .matrix import GmGM as GmGM
 from .matrix import IndependentCells as IndependentCells
 from .matrix import IndependentGenes as IndependentGenes

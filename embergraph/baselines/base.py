@@ -14,7 +14,7 @@ from ..models.parts.errors import DataError
 from ..validation import listed, validate
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int, Shaped
 
 
 class Prediction(NamedTuple):
@@ -194,6 +194,23 @@ def covariates_of(data: xr.Dataset, names: tuple[str, ...] | None) -> Float[np.n
     if not np.isfinite(values).all():
         raise DataError("covariates hold NaN or infinite values; wanted finite numbers")
     return values
+
+
+def labels_of(data: xr.Dataset, label: str) -> Shaped[np.ndarray, " cell"]:
+    """Read the labels of the cells."""
+    if label not in data.variables or data[label].dims != ("cell",):
+        raise DataError(f"{label} is missing; found {listed(data.variables)}; wanted {label} (cell)")
+    return data[label].to_numpy()
+
+
+def codes_of(data: xr.Dataset, label: str, levels: Shaped[np.ndarray, " level"]) -> Int[np.ndarray, " cell"]:
+    """Positions of the labels of the cells among the sorted levels of training cells."""
+    position = {level: i for i, level in enumerate(levels.tolist())}
+    labels = labels_of(data, label).tolist()
+    unknown = sorted(set(labels) - position.keys())
+    if unknown:
+        raise DataError(f"{label} has levels without training cells: {listed(unknown)}")
+    return np.asarray([position[level] for level in labels], dtype=np.int64)
 
 
 def with_constant(values: Float[np.ndarray, "cell covariate"]) -> Float[np.ndarray, "cell term"]:

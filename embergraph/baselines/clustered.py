@@ -11,12 +11,11 @@ import xarray as xr
 from sklearn.cluster import KMeans
 
 from ..models.parts.errors import DataError
-from ..validation import listed
-from .base import Prediction, covariates_of, expression_of
+from .base import Prediction, codes_of, covariates_of, expression_of, labels_of
 from .population import DagBaseline
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int, Shaped
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +85,6 @@ class LabelClustered(_Clustered):
     label: str = "environment"
 
     def _fit_centred(self, train: xr.Dataset) -> Callable[[xr.Dataset], Prediction]:
-        levels, clusters = np.unique(self._labels(train), return_inverse=True)
+        levels, clusters = np.unique(labels_of(train, self.label), return_inverse=True)
         predict = self._fit_clusters(expression_of(train), clusters)
-        position = {level: i for i, level in enumerate(levels.tolist())}
-
-        def predict_by_label(data: xr.Dataset) -> Prediction:
-            labels = self._labels(data).tolist()
-            unknown = sorted(set(labels) - position.keys())
-            if unknown:
-                raise DataError(f"{self.label} has levels without training cells: {listed(unknown)}")
-            return predict(np.asarray([position[label] for label in labels], dtype=np.int64))
-
-        return predict_by_label
-
-    def _labels(self, data: xr.Dataset) -> Shaped[np.ndarray, " cell"]:
-        if self.label not in data.variables or data[self.label].dims != ("cell",):
-            raise DataError(f"{self.label} is missing; found {listed(data.variables)}; wanted {self.label} (cell)")
-        return data[self.label].to_numpy()
+        return lambda data: predict(codes_of(data, self.label, levels))

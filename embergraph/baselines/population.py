@@ -63,9 +63,12 @@ class DagBaseline(Baseline):
 
     def _network(self, centred: Float[np.ndarray, "cell gene"]) -> Float[np.ndarray, "regulator target"]:
         covariance = centred.T @ centred / len(centred)
+        return regress_on_parents(self._kept(covariance), covariance, len(centred))
+
+    def _kept(self, covariance: Float[np.ndarray, "gene gene"]) -> Float[np.ndarray, "regulator target"]:
+        """Weights after threshold and projection, still shrunk."""
         weights = (dagma if self.method == "dagma" else notears)(covariance, l1=self.l1)
-        kept = project(torch.as_tensor(weights * (np.abs(weights) > self.threshold))).networks.numpy()
-        return regress_on_parents(kept, covariance, len(centred))
+        return project(torch.as_tensor(weights * (np.abs(weights) > self.threshold))).networks.numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +125,32 @@ def regress_on_parents(
     Float[np.ndarray, "regulator target"]
         Weights of the same edges.
     """
-    left = np.eye(len(network)) - network
-    noise = float(np.mean(np.sum(left * (covariance @ left), axis=0)))
-    penalty = noise * len(network) / num_cells
+    penalty = edge_penalty(network, covariance) / num_cells
     out = np.zeros_like(network)
     for target in range(len(network)):
         parents = np.flatnonzero(network[:, target])
         gram = covariance[np.ix_(parents, parents)] + penalty * np.eye(len(parents))
         out[parents, target] = np.linalg.lstsq(gram, covariance[parents, target], rcond=None)[0]
     return out
+
+
+def edge_penalty(network: Float[np.ndarray, "regulator target"], covariance: Float[np.ndarray, "gene gene"]) -> float:
+    """Penalty on squared weights next to the sum of squared residuals over cells, see `regress_on_parents`.
+
+    Parameters
+    ----------
+    network
+        Weights whose residuals give the noise, shape (p, p).
+    covariance
+        Covariance of the genes, shape (p, p).
+
+    Returns
+    -------
+    float
+        Residual variance, mean over genes, times p; in squared units of the expression.
+    """
+    left = np.eye(len(network)) - network
+    return float(np.mean(np.sum(left * (covariance @ left), axis=0))) * len(network)
 
 
 def _true_networks(data: xr.Dataset) -> Float[np.ndarray, "cell regulator target"]:

@@ -29,6 +29,7 @@ def simulated_notmad(
     orders: Orders = "shared",
     temperature: float = 0.5,
     noise_scale: float = 1.0,
+    interactions: bool = False,
 ) -> xr.Dataset:
     """Simulate expression from networks that vary with covariates, as the model NOTMAD describes it.
 
@@ -50,6 +51,9 @@ def simulated_notmad(
         Of the softmax, positive; small values put each cell near one archetype.
     noise_scale
         Standard deviation of the noise e of every gene.
+    interactions
+        Products 2 C_a C_b of all pairs of covariates in place of sin 2C: logits that no sum of functions of single
+        covariates represents. Needs two covariates.
 
     Returns
     -------
@@ -79,11 +83,12 @@ def simulated_notmad(
         "orders": orders,
         "temperature": temperature,
         "noise_scale": noise_scale,
+        "interactions": int(interactions),
     }
     _check(settings)
     rng = np.random.default_rng(seed)
     covariates = rng.uniform(-1.0, 1.0, size=(num_cells, num_covariates))
-    mixture = _mixture(rng, covariates, num_archetypes, temperature)
+    mixture = _mixture(rng, covariates, num_archetypes, temperature, interactions)
     archetypes = _archetypes(rng, num_archetypes, num_genes, orders)
     networks = np.einsum("nk,kab->nab", mixture, archetypes)
     if orders == "conflict":
@@ -103,9 +108,15 @@ def simulated_notmad(
 
 
 def _mixture(
-    rng: np.random.Generator, covariates: Float[np.ndarray, "cell covariate"], num_archetypes: int, temperature: float
+    rng: np.random.Generator,
+    covariates: Float[np.ndarray, "cell covariate"],
+    num_archetypes: int,
+    temperature: float,
+    interactions: bool,
 ) -> Float[np.ndarray, "cell archetype"]:
-    features = np.concatenate([covariates, covariates**2 - 1 / 3, np.sin(2 * covariates)], axis=1)
+    first, second = np.triu_indices(covariates.shape[1], 1)
+    bent = 2 * covariates[:, first] * covariates[:, second] if interactions else np.sin(2 * covariates)
+    features = np.concatenate([covariates, covariates**2 - 1 / 3, bent], axis=1)
     spread = 1 / np.sqrt(covariates.shape[1])
     logits = features @ rng.normal(scale=spread, size=(features.shape[1], num_archetypes))
     logits = (logits - logits.mean(axis=0)) / temperature
@@ -136,5 +147,7 @@ def _check(settings: Mapping[str, Any]) -> None:
     for name in ("temperature", "noise_scale"):
         if not 0 < settings[name] < np.inf:
             raise DataError(f"{name} is {settings[name]}; wanted a positive number")
+    if settings["interactions"] and settings["num_covariates"] < 2:
+        raise DataError(f"interactions: found {settings['num_covariates']} covariate; wanted at least 2")
     if settings["orders"] not in get_args(Orders):
         raise DataError(f"orders is {settings['orders']!r}; wanted one of {', '.join(get_args(Orders))}")

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
-from ..inference import Fit
-from ..inference.inputs import as_dataset
-from ..inference.messengers import isolated
-from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
-from ..models.parts.projection import is_acyclic, project
+from ..models.parts.projection import project
 from ..standardization import Standardizer
+from ._notmad_covariates import Covariates, ReadsCovariates, check_interval, check_scale
+from ._notmad_projected import central_mixtures, central_values
+from ._notmad_stream import (
+    CHUNK_ELEMENTS,
+    Values,
+    distinct,
+    group_means,
+    mixture_of,
+    mixture_size,
+    num_draws_of,
+    parts_of,
+    pieces,
+    share_acyclic,
+)
+from ._notmad_summaries import Summaries, quantiles_of, tails
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-CHUNK_ELEMENTS = 20_000_000
 Scale = Literal["fitted", "original"]
-Covariates = Any
-"""A Dataset with ``covariates``, a DataFrame of them, or an array (cell, covariate)."""
+EDGE = ("regulator", "target")
 
 
-class Networks(Fit):
+class Networks(ReadsCovariates):
     """Queries of `NOTMADFit`."""
-
-    model: NOTMAD
 
     def networks(
         self,
         covariates: Covariates,
         *,
         num_samples: int = 400,
-        interval: float = 0.9,
-        edge_threshold: float = 0.05,
+        interval: float | None = 0.9,
+        quantiles: Sequence[float] = (),
+        edge_threshold: float | None = 0.05,
         project_mean: bool = True,
         draws: bool = False,
         scale: Scale = "fitted",
@@ -46,19 +50,25 @@ class Networks(Fit):
     ) -> xr.Dataset:
         """Networks of any cells, old or new, from their covariates alone.
 
+        Works through the cells in parts, so that the memory beyond the result is a few hundred MiB whatever their
+        number (if `draws` are not asked for); of a projected fit, at least the draws of one cell.
+
         Parameters
         ----------
         covariates
-            Covariates of the cells: a Dataset, a DataFrame with the fit's columns, or an array.
+            Covariates of the cells: a Dataset, a DataFrame (see `encode`), or an array.
         num_samples
             Posterior draws used.
         interval
-            Mass of the central interval.
+            Mass of the central interval; None leaves it out.
+        quantiles
+            Probabilities of further quantiles.
         edge_threshold
-            Effects above it in size count for ``edge_probability``.
+            Effects above it in size count for ``edge_probability``; None leaves it out.
         project_mean
-            Whether ``network`` is projected to a DAG. Every draw of the exact model is acyclic, but their mean over
-            several orders need not be; interval and probability are those of the draws, not projected.
+            Whether ``network`` is projected to a DAG. Every draw of an exact or projected model is acyclic, but their
+            mean need not be; interval and probability are those of the draws, not projected. A projected model's
+            ``network`` is that of the posterior medians of all weights, not a mean over draws, which blurs directions.
         draws
             Whether to return the draws as well (draw x cell x gene x gene numbers).
         scale
@@ -72,52 +82,49 @@ class Networks(Fit):
         xr.Dataset
             ``network`` (posterior mean), ``lower``, ``upper``, ``edge_probability`` over (cell, regulator, target),
             ``intercept (cell, gene)``, ``sigma (gene)`` (posterior means), ``removed_mass (cell)`` of the projection
-            and, if wanted, ``draws (draw, cell, regulator, target)``. Attributes: ``share_acyclic`` of draws before any
-            projection, and the settings.
+            and, if wanted, ``quantiles (quantile, cell, regulator, target)`` and ``draws (draw, cell, regulator,
+            target)``. Attributes: ``share_acyclic`` of draws before any projection of the mean, ``acyclic`` (0 where
+            even the model's networks are none: those of factor networks are summaries among genes, with cycles), and
+            the settings.
 
         Raises
         ------
         DataError
             If covariates do not fit the model, or an option is out of range.
         """
-        if not 0 < interval < 1:
-            raise DataError(f"interval: found {interval}; wanted a number between 0 and 1")
+        check_interval(interval)
+        check_scale(scale)
+        wanted = [float(q) for q in quantiles]
+        if not all(0 <= q <= 1 for q in wanted):
+            raise DataError(f"quantiles: found {wanted}; wanted numbers between 0 and 1")
         table, cells = self._covariates(covariates)
-        unique, inverse = np.unique(table, axis=0, return_inverse=True)
-        inverse = inverse.ravel()
-        values = self.global_draws(num_samples, seed)
-        quantiles = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], dtype=torch.double)
-        parts: dict[str, list[np.ndarray]] = {}
-        acyclic = []
-        for W, b in self._chunks(unique, values, seed):
-            mean = W.mean(0)
-            low, high = torch.quantile(W.double(), quantiles.to(W.device), dim=0)
-            projected = project(mean) if project_mean else None
-            acyclic.append(is_acyclic(W[:, 0]).double().mean())
-            found = {
-                "network": mean if projected is None else projected.networks,
-                "lower": low,
-                "upper": high,
-                "edge_probability": (W.abs() > edge_threshold).double().mean(0),
-                "intercept": b.mean(0),
-            }
-            if projected is not None:
-                found["removed_mass"] = projected.removed_mass
-            if draws:
-                found["draws"] = W.transpose(0, 1)
-            for name, value in found.items():
-                parts.setdefault(name, []).append(value.cpu().numpy())
-        result = self._named({name: np.concatenate(v)[inverse] for name, v in parts.items()}, cells)
+        unique, inverse, _ = distinct(self.model, table)
+        values = self._values(num_samples, seed)
+        ends = tails(interval) if interval is not None else ()
+        result = Summaries(inverse, num_draws_of(values), self.model, (*ends, *wanted), edge_threshold, draws)
+        for part in parts_of(self.model, unique, values, seed):
+            result.add(part)
+        found = result.found
+        centre = central_values(self.stored) if self.model.form == "projected" and self.draws is not None else None
+        if centre is not None:
+            found["network"] = central_mixtures(self.model, table, centre)
+        if project_mean:
+            found["removed_mass"] = _project_in_parts(found["network"])
+        if ends:
+            found["lower"], found["upper"] = found["quantiles"][:2]
+        found["quantiles"] = found["quantiles"][len(ends) :]
+        dataset = self._named(found, cells, wanted)
+        dataset["intercept"] = (("cell", "gene"), self._intercepts(table, values if centre is None else centre, seed))
         if "sigma" in values:  # on/off genes have none
-            sigma = values["sigma"].reshape(len(values["sigma"]), -1).mean(0).cpu().numpy()
-            result["sigma"] = ("gene", np.broadcast_to(sigma, result.sizes["gene"]).copy())
-        result.attrs |= {
-            "share_acyclic": float(torch.stack(acyclic).mean()),
-            "interval": interval,
-            "edge_threshold": edge_threshold,
-            "point_estimate": int(len(values["intercepts"]) == 1 or self.model.form == "relaxed"),
+            sigma = values["sigma"].reshape(num_draws_of(values), -1).mean(0).cpu().numpy()
+            dataset["sigma"] = ("gene", np.broadcast_to(sigma, self.model.num_genes).copy())
+        dataset.attrs |= {
+            "share_acyclic": share_acyclic(self.model, unique, values, seed),
+            "acyclic": int(self._is_causal),
+            "point_estimate": int(num_draws_of(values) == 1 or self.model.form == "relaxed"),
+            **{k: v for k, v in (("interval", interval), ("edge_threshold", edge_threshold)) if v is not None},
         }
-        return self.rescaled(result) if scale == "original" else result
+        return self.rescaled(dataset) if scale == "original" else dataset
 
     def contrast(
         self,
@@ -144,31 +151,26 @@ class Networks(Fit):
         xr.Dataset
             ``difference``, ``lower``, ``upper``, ``first``, ``second`` (posterior means) and
             ``change_probability``, P(abs(difference) > edge_threshold), over (regulator, target).
+
+        Raises
+        ------
+        DataError
+            As in `networks`.
         """
-        values = self.global_draws(num_samples, seed)
-        means = []
-        for group in (first, second):
-            table, _ = self._covariates(group)
-            unique, counts = np.unique(table, axis=0, return_counts=True)
-            share = torch.as_tensor(counts / counts.sum())
-            total, start = values["intercepts"].new_zeros(()), 0
-            for W, _ in self._chunks(unique, values, seed):
-                weight = share[start : start + W.shape[1]].to(W)
-                total = total + torch.einsum("snab,n->sab", W, weight)
-                start += W.shape[1]
-            means.append(total)
-        difference = means[0] - means[1]
-        tails = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], dtype=torch.double, device=difference.device)
-        low, high = torch.quantile(difference.double(), tails, dim=0)
-        found = {
-            "difference": difference.mean(0),
-            "lower": low,
-            "upper": high,
-            "first": means[0].mean(0),
-            "second": means[1].mean(0),
-            "change_probability": (difference.abs() > edge_threshold).double().mean(0),
-        }
-        result = self._named({name: value.cpu().numpy() for name, value in found.items()}, None)
+        check_interval(interval)
+        check_scale(scale)
+        tables = [self._covariates(group)[0] for group in (first, second)]
+        p, values = self.model.num_genes, self._values(num_samples, seed)
+        names = ("difference", "lower", "upper", "first", "second", "change_probability")
+        found = {name: np.empty((p, p)) for name in names}
+        for rows, means in group_means(self.model, tables, values, seed):
+            one, two = (mean.cpu().numpy() for mean in means)
+            difference = one - two
+            found["difference"][rows] = difference.mean(0)
+            found["first"][rows], found["second"][rows] = one.mean(0), two.mean(0)
+            found["lower"][rows], found["upper"][rows] = quantiles_of(difference, tails(interval))
+            found["change_probability"][rows] = (np.abs(difference) > edge_threshold).mean(0)
+        result = self._named(found, None)
         result.attrs |= {"interval": interval, "edge_threshold": edge_threshold}
         return self.rescaled(result) if scale == "original" else result
 
@@ -179,14 +181,13 @@ class Networks(Fit):
         posterior they are kept apart only by the common start of all components.
         """
         table, cells = self._covariates(covariates)
-        values = self.global_draws(num_samples, seed)
-        like = self.model.encoder.location
-        with torch.no_grad(), isolated(seed):  # logits of new cells are drawn
-            Z = self.model.mixture_of(torch.as_tensor(table).to(like), values)
-        tails = torch.tensor([0.05, 0.95], dtype=Z.dtype, device=Z.device)
-        low, high = torch.quantile(Z, tails, dim=0)
-        found = {"mixture": Z.mean(0), "lower": low, "upper": high}
-        arrays = {name: (("cell", "archetype"), value.cpu().numpy()) for name, value in found.items()}
+        values = self._values(num_samples, seed)
+        found: dict[str, list[np.ndarray]] = {"mixture": [], "lower": [], "upper": []}
+        for at in pieces(len(table), mixture_size(self.model, values)):
+            Z = mixture_of(self.model, table, values, seed, at).cpu().numpy()
+            for name, value in zip(found, (Z.mean(0), *quantiles_of(Z, (0.05, 0.95))), strict=True):
+                found[name].append(value)
+        arrays = {name: (("cell", "archetype"), np.concatenate(parts)) for name, parts in found.items()}
         return xr.Dataset(arrays, {"cell": cells})
 
     def rescaled(self, networks: xr.Dataset) -> xr.Dataset:
@@ -200,7 +201,7 @@ class Networks(Fit):
         transform = self.standardizer
         result = networks.copy()
         for name, variable in networks.data_vars.items():
-            if {"regulator", "target"} <= set(variable.dims) and name != "edge_probability":
+            if set(EDGE) <= set(variable.dims) and not str(name).endswith("probability"):
                 result[name] = transform.networks_to_original(variable)
         gene = xr.DataArray(transform.scale, dims="gene", coords={"gene": np.asarray(transform.genes, dtype=str)})
         if "sigma" in networks:
@@ -216,59 +217,41 @@ class Networks(Fit):
         """The transform that the training data went through."""
         return Standardizer.of(self.template.extra_dataset())
 
-    def _covariates(self, given: Covariates) -> tuple[Float[np.ndarray, "cell covariate"], np.ndarray]:
-        names = self.template.coords.get("covariate")
-        if hasattr(given, "columns") and hasattr(given, "to_numpy"):
-            missing = [name for name in names or () if name not in set(given.columns)]
-            if missing:
-                raise DataError(
-                    f"covariates: found columns {list(map(str, given.columns))}; wanted {missing} among them"
-                )
-            frame = given[names] if names else given
-            given = xr.Dataset(
-                {"covariates": (("cell", "covariate"), frame.to_numpy(float))},
-                {"cell": np.asarray(frame.index, dtype=str), "covariate": np.asarray(frame.columns, dtype=str)},
-            )
-        elif not isinstance(given, xr.Dataset):
-            given = as_dataset({"covariates": (("cell", "covariate"), np.asarray(given, dtype=float))})
-        if "covariates" not in given or given["covariates"].dims != ("cell", "covariate"):
-            raise DataError(f"covariates: found {dict(given.sizes)}; wanted a variable covariates (cell, covariate)")
-        table = given["covariates"]
-        if table.sizes["cell"] == 0:
-            raise DataError("covariates: found no cells; wanted at least one")
-        genes = self.template.coords.get("gene")
-        if genes and "gene" in given.coords and given["gene"].values.tolist() != genes:
-            raise DataError(f"gene: found {given['gene'].values.tolist()[:5]}...; wanted {genes[:5]}... as in the fit")
-        wanted = self.template.variables["covariates"][1][1]
-        if table.sizes["covariate"] != wanted:
-            raise DataError(f"covariates: found {table.sizes['covariate']} columns; wanted {wanted}: {names}")
-        if names and "covariate" in table.coords and list(table["covariate"].values) != names:
-            raise DataError(f"covariates: found columns {table['covariate'].values.tolist()}; wanted {names}")
-        if not np.isfinite(table.values).all():
-            raise DataError("covariates: found NaN or infinite values; wanted finite numbers")
-        cells = table["cell"].values if "cell" in table.coords else np.arange(table.sizes["cell"])
-        return np.asarray(table.values, dtype=float), cells
+    @property
+    def _is_causal(self) -> bool:
+        """Whether every network of a draw is a DAG among genes."""
+        return self.model.form != "relaxed" and self.model.archetypes.acyclic
 
-    def _chunks(self, table: np.ndarray, values: dict[str, Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """W (draw, cell, regulator, target) and b (draw, cell, gene) of some cells at a time."""
-        like = self.model.encoder.location
-        num_draws, p = len(values["intercepts"]), self.model.num_genes
-        with torch.no_grad():
-            step = max(1, CHUNK_ELEMENTS // (num_draws * p * p))
-            for start in range(0, len(table), step):
-                part = torch.as_tensor(table[start : start + step]).to(like)
-                with isolated(seed + start):  # logits of new cells are drawn
-                    found = self.model.networks_of(part, values)
-                yield found
+    def _intercepts(self, table: np.ndarray, values: Values, seed: int) -> np.ndarray:
+        """Posterior mean of b_i (cell, gene)."""
+        b = values["intercepts"].reshape(num_draws_of(values), -1, self.model.num_genes)
+        found = []
+        for at in pieces(len(table), mixture_size(self.model, values) + num_draws_of(values) * self.model.num_genes):
+            found.append((mixture_of(self.model, table, values, seed, at) @ b).mean(0).cpu().numpy())
+        return np.concatenate(found)
 
-    def _named(self, arrays: dict[str, np.ndarray], cells: np.ndarray | None) -> xr.Dataset:
-        genes = np.asarray(self.template.coords.get("gene", range(self.model.num_genes)))
-        edge, first = ("regulator", "target"), () if cells is None else ("cell",)
+    def _named(
+        self, arrays: dict[str, np.ndarray], cells: np.ndarray | None, quantiles: Sequence[float] = ()
+    ) -> xr.Dataset:
+        genes, first = self.gene_names, () if cells is None else ("cell",)
         dims: dict[str, tuple[str, ...]] = {
-            "intercept": ("cell", "gene"), "removed_mass": ("cell",), "draws": ("cell", "draw", *edge)
+            "removed_mass": ("cell",), "draws": ("draw", "cell", *EDGE), "quantiles": ("quantile", "cell", *EDGE)
         }  # fmt: skip
-        variables = {name: (dims.get(name, (*first, *edge)), value) for name, value in arrays.items()}
+        variables = {
+            name: (dims.get(name, (*first, *EDGE)), value)
+            for name, value in arrays.items()
+            if name != "quantiles" or quantiles
+        }
         result = xr.Dataset(variables, {"regulator": genes, "target": genes})
-        if cells is not None:
-            result = result.assign_coords(cell=cells, gene=genes)
-        return result.transpose("draw", ...) if "draws" in result else result
+        if quantiles:
+            result = result.assign_coords(quantile=list(quantiles))
+        return result if cells is None else result.assign_coords(cell=cells, gene=genes)
+
+
+def _project_in_parts(networks: np.ndarray) -> np.ndarray:
+    """Project in place; the removed mass of each network."""
+    removed = np.empty(len(networks))
+    for at in pieces(len(networks), networks[0].size, CHUNK_ELEMENTS // 4):
+        projected = project(torch.as_tensor(networks[at]))
+        networks[at], removed[at] = projected.networks.numpy(), projected.removed_mass.numpy()
+    return removed

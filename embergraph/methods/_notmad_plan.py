@@ -16,6 +16,7 @@ from ..guides.orders import OrderScore, climb, sample_orders
 from ..inference.density import LogDensity
 from ..inference.hmc import Chains, negative_hessian, whitened_hmc, whitening
 from ..inference.maximum import Maximum, maximize
+from ..inference.quasi_newton import ascend
 from ..inference.schedules import Geometric, Schedule
 from ..models.notmad import NOTMAD
 from ..models.parts.acyclicity_factor import AcyclicityFactor, OrderMask, Scope
@@ -37,6 +38,7 @@ ANNEALING: dict[type, dict[str, Schedule]] = {
 }
 CONFLICT = {"acyclicity.weight": Geometric(0.01, 10.0, 0.4)}
 BATCH = ("cell", 1024)  # rows of a step of a point search; more change the point by less than its error
+ALL_CELLS = 2 * BATCH[1]
 CURVATURE = {"edges": 1 / (2 * 0.3**2), "sigma": 4.0, "encoder_log_amplitude": 4.0}
 """Curvature that a prior adds to the whitening; 1 elsewhere. Sets the efficiency of HMC, not its target."""
 
@@ -169,12 +171,19 @@ def given_orders(
 def joint_map(density: LogDensity, starts: Tensor, num_cells: int, *, num_steps: int, progress: bool) -> Maximum:
     """Mode of the exact model given orders, under the user's priors, at a fixed amplitude of the encoder.
 
-    The joint mode over amplitude and weights is not a typical point: both shrink together.
+    The joint mode over amplitude and weights is not a typical point: both shrink together. By L-BFGS on all cells, where
+    these are not too many.
     """
-    found = maximize(
-        density, starts, num_steps=num_steps, learning_rate=GIVEN_ORDER_RATES, scale=float(num_cells), batch=BATCH,
-        progress=progress, label="MAP given orders",
-    )  # fmt: skip
+    if num_cells <= ALL_CELLS:
+        found = ascend(
+            density, starts, num_steps=num_steps, held=["encoder_log_amplitude"], progress=progress,
+            label="MAP given orders",
+        )  # fmt: skip
+    else:
+        found = maximize(
+            density, starts, num_steps=num_steps, learning_rate=GIVEN_ORDER_RATES, scale=float(num_cells), batch=BATCH,
+            progress=progress, label="MAP given orders",
+        )  # fmt: skip
     if found.interrupted:
         raise KeyboardInterrupt
     return found

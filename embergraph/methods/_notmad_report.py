@@ -47,8 +47,8 @@ def restarts_agree(fit: NOTMADFit) -> float:
 
 
 def num_orders(fit: NOTMADFit) -> int:
-    """Number of different orders in the posterior, 0 for the relaxed form."""
-    if fit.model.form == "relaxed":
+    """Number of different orders in the posterior, 0 for forms without one."""
+    if fit.model.form != "exact":
         return 0
     if fit.model.fixed_order is not None:
         return 1

@@ -21,9 +21,15 @@ from ..inference.options import check_counts
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
 from . import _notmad_plan as plan
+from ._notmad_anndata import AnnDataOut
+from ._notmad_causal import Interventions
+from ._notmad_effects import CovariateEffects
+from ._notmad_map import ArchetypeMap
 from ._notmad_networks import Networks
 from ._notmad_projected import SEARCH_STEPS, fit_projected
 from ._notmad_report import network_report
+from ._notmad_search import collapses, search_order
+from ._notmad_start import RELAXED_STEPS, check_start, start_search
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
 Posterior = Literal["auto", "hmc", "mean_field", "bootstrap"]
 
 
-class NOTMADFit(Networks, Fit):
+class NOTMADFit(CovariateEffects, ArchetypeMap, Interventions, AnnDataOut, Networks, Fit):
     """A fitted NOTMAD: a `Fit` that also tells networks of cells."""
 
     def conditioned_log_density(self, data: DataLike, *, num_samples: int = 500, seed: int = 0) -> xr.DataArray:
@@ -69,6 +75,7 @@ def fit_notmad(
     num_guide_steps: int = 800,
     num_bootstrap: int = 64,
     full_encoder: bool = False,
+    start: NOTMADFit | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -107,6 +114,10 @@ def fit_notmad(
         Draws of a projected model's posterior, in all.
     full_encoder
         Whether the mean-field guide gives hidden layers of a NAM encoder a posterior too; HMC always does.
+    start
+        An earlier fit, of other cells or under other priors, whose point takes the place of stage 1: no restarts, and
+        nothing better is found than what lies near it. Same genes, covariates and archetypes; order, encoder, noise and
+        posterior may differ.
     seed, device, progress
         As for `svi`.
 
@@ -119,7 +130,7 @@ def fit_notmad(
     Raises
     ------
     DataError
-        If the data are not centred, or an option is unknown.
+        If the data are not centred, an option is unknown, or `start` is a fit of something else.
     SchemaError
         If data and model do not belong together.
     NumericalError
@@ -138,10 +149,12 @@ def fit_notmad(
     inputs = to_inputs(model.schema, data, device=device)
     check_expression(model, inputs["expression"])
     template = Template.of(model.schema, data)
+    if start is not None:
+        check_start(start, model, template)
     with isolated(seed, dtype=float_dtype(inputs)) as store, pyro.validation_enabled(False):
         copied, _, _ = make_pair(model, no_guide, inputs)
         model = cast("NOTMAD", copied)
-        job = _Plan(model, inputs, template, store, seed, progress, num_steps)
+        job = _Plan(model, inputs, template, store, seed, progress, num_steps, start)
         if model.form == "projected":
             return fit_projected(
                 job, posterior=posterior, num_restarts=num_restarts, num_bootstrap=num_bootstrap,
@@ -195,8 +208,9 @@ class _Plan:
         seed: int,
         progress: bool,
         num_steps: int,
+        start: NOTMADFit | None = None,
     ) -> None:
-        self.model, self.inputs, self.template = model, inputs, template
+        self.model, self.inputs, self.template, self.start = model, inputs, template, start
         self.store, self.seed, self.progress, self.num_steps = store, seed, progress, num_steps
         self.num_cells = len(inputs["expression"])
         self.plain = plan.without_logits(model)  # stages before the posterior know no cells with logits of their own
@@ -205,11 +219,21 @@ class _Plan:
         """Stage 1, on the model itself if it is relaxed."""
         form = self.model.form
         self.searched = self.model if form == "relaxed" else plan.search_model(self.plain, self.num_cells)
-        self.density, self.found = plan.search(
-            self.searched, self.inputs, num_restarts=num_restarts,
-            num_steps=min(SEARCH_STEPS, self.num_steps) if form == "projected" else self.num_steps,
-            progress=self.progress, conflict=form == "projected",
-        )  # fmt: skip
+        if self.start is not None:
+            num_steps = min(RELAXED_STEPS, self.num_steps) if form == "relaxed" else 0
+            self.density, self.found = start_search(
+                self.start, self.searched, self.inputs, num_steps=num_steps, progress=self.progress
+            )
+        elif collapses(self.plain):
+            self.density, self.found = search_order(
+                self.plain, self.searched, self.inputs, num_restarts=num_restarts, progress=self.progress
+            )
+        else:
+            self.density, self.found = plan.search(
+                self.searched, self.inputs, num_restarts=num_restarts,
+                num_steps=min(SEARCH_STEPS, self.num_steps) if form == "projected" else self.num_steps,
+                progress=self.progress, conflict=form == "projected",
+            )  # fmt: skip
         self.point = plan.point_of(self.searched, self.density, self.found.points[self.found.best], self.inputs)
 
     def point_estimate(self, interrupted: bool = False) -> NOTMADFit:
@@ -292,7 +316,8 @@ class _Plan:
 
     def facts(self, routine: str) -> dict[str, Any]:
         losses = (-self.found.log_density).cpu().tolist()
-        return {"routine": routine, "seed": self.seed, "num_restarts": len(losses), "search_losses": losses}
+        warm = {} if self.start is None else {"warm_start": str(self.start.settings.get("routine"))}
+        return {"routine": routine, "seed": self.seed, "num_restarts": len(losses), "search_losses": losses, **warm}
 
 
 register(NOTMADFit)

@@ -1,0 +1,113 @@
+"""NOTMAD against its published successor, contextualized-ml, on the same cells in the same run.
+
+The peer runs in a process of its own, by the Python given with `--peer`, through its documented interface: 10 epochs,
+batches of 8 cells, once with its defaults and once with the NOTEARS penalties that its documentation names. Its time is
+fit plus networks of the test cells projected to DAGs; ours is fit, posterior included, plus networks of the test cells
+with intervals. Neither includes imports; both run a small fit first, which is not counted. Everything is scored after
+projection: the peer's by its own and by ours, of which the better mean squared error counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from _notmad_tables import Row, Tables, summary
+
+import embergraph as eg
+from embergraph import baselines, metrics
+
+SCORES = ("mse", "aupr", "shd", "relative_weight_error", "deviation_correlation")
+PENALTIES = ("default", "notears")
+
+
+def peer(options: argparse.Namespace) -> Tables:
+    """Time ratio and recovery on simulator C with a shared order; 750 cells to fit, 250 to predict."""
+    if options.peer is None:
+        raise SystemExit("peer: wanted --peer PYTHON, of an environment with contextualized-ml")
+    num_archetypes, rows = (options.archetypes or [3])[0], []
+    warm_up()
+    for seed in options.seeds:
+        raw = eg.datasets.simulated_notmad(
+            seed, num_cells=1000, num_genes=options.genes, num_archetypes=num_archetypes,
+            num_covariates=options.covariates,
+        )  # fmt: skip
+        train, test = eg.split(eg.standardize(raw)[0])
+        ours = our_row(seed, train, test, num_archetypes)
+        rows.append(ours)
+        print(ours, flush=True)
+        for penalty in PENALTIES:
+            for row in peer_rows(options.peer, seed, train, test, num_archetypes, penalty):
+                rows.append({**row, "time ratio": row["seconds"] / ours["seconds"]})
+                print(rows[-1], flush=True)
+    medians = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        of_method = [row for row in rows if row["method"] == method]
+        medians += [{**row, "method": method} for row in summary(of_method, "median", np.median)]
+    title = f"p {options.genes}, n 750 + 250, K {num_archetypes}, m {options.covariates}"
+    return {f"Against contextualized-ml, {title}": rows + medians}
+
+
+def warm_up() -> None:
+    """A small fit, so that what torch imports late is in memory."""
+    data, _ = eg.standardize(eg.datasets.simulated_notmad(0, num_cells=40, num_genes=3))
+    few = {"num_restarts": 1, "num_steps": 5, "num_guide_steps": 5, "num_orders": 1}
+    eg.fit(eg.models.NOTMAD.for_data(data, 2), data, posterior="mean_field", progress=False, **few).networks(data)
+
+
+def our_row(seed: int, train: xr.Dataset, test: xr.Dataset, num_archetypes: int) -> Row:
+    start = time.perf_counter()
+    model = eg.models.NOTMAD.for_data(train, num_archetypes)
+    fit = eg.fit(model, train, posterior="mean_field", seed=seed, progress=False)
+    fitted = time.perf_counter()
+    networks = fit.networks(test)
+    done = time.perf_counter()
+    parts = {"seconds": done - start, "fit": fitted - start, "networks": done - fitted}
+    return {"seed": seed, "method": "NOTMAD, mean field", **parts, **scored(networks, train, test)}
+
+
+def peer_rows(
+    python: Path, seed: int, train: xr.Dataset, test: xr.Dataset, num_archetypes: int, penalty: str
+) -> list[Row]:
+    """One row for each of the two projections."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder, "given.npz"), Path(folder, "found.npz")
+        np.savez(
+            given, covariates=train["covariates"], expression=train["expression"], new_covariates=test["covariates"]
+        )
+        script = Path(__file__).with_name("_notmad_peer_run.py")
+        environment = {**os.environ, "PYTHONPATH": ""}
+        said = subprocess.run(
+            [str(python), str(script), str(given), str(found), str(num_archetypes), "10", "8", penalty],
+            check=True, capture_output=True, text=True, env=environment, cwd=folder,
+        )  # fmt: skip
+        arrays = dict(np.load(found))
+    about = json.loads(said.stdout.strip().splitlines()[-1])
+    print(about["versions"], flush=True)
+    seconds = {"seconds": about["fit"] + about["networks"], "fit": about["fit"], "networks": about["networks"]}
+    networks = {"own": arrays["projected"], "our": eg.project(torch.as_tensor(arrays["raw"])).networks.numpy()}
+    rows = []
+    for name, matrices in networks.items():
+        dataset = test["true_networks"].rename("network").copy(data=matrices).to_dataset()
+        dataset["intercept"] = xr.zeros_like(test["expression"])
+        dataset["sigma"] = xr.ones_like(test["gene"], dtype=float)
+        method = f"contextualized-ml, {penalty}, {name} projection"
+        rows.append({"seed": seed, "method": method, **seconds, **scored(dataset, train, test)})
+    return rows
+
+
+def scored(networks: xr.Dataset, train: xr.Dataset, test: xr.Dataset) -> Row:
+    scores = metrics.evaluate(networks, test)
+    zero = metrics.evaluate(baselines.ZeroGraph().fit(train).networks(test), test)["mse"]
+    oracle = test["true_networks"].rename("network").to_dataset()
+    oracle["intercept"] = xr.zeros_like(test["expression"])
+    floor = metrics.held_out_mse(oracle, test)
+    return {**{key: float(scores[key]) for key in SCORES}, "gap": (zero - scores["mse"]) / (zero - floor)}

@@ -1,0 +1,96 @@
+"""Means, quantiles and probabilities of draws of networks, filled in part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from ..models.notmad import NOTMAD
+from ._notmad_stream import Part, pieces
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+class Summaries:
+    """Arrays over all cells, filled part by part; equal cells share what was computed once.
+
+    Parameters
+    ----------
+    inverse
+        For every cell its row among the distinct ones, which parts are about.
+    num_draws
+        Draws in each part.
+    model
+        For sizes and precision.
+    quantiles
+        Probabilities of the quantiles wanted.
+    edge_threshold
+        Size above which an effect counts; None counts none.
+    draws
+        Whether to keep the draws as well.
+
+    Attributes
+    ----------
+    found
+        ``network``, ``quantiles`` (quantile first), ``edge_probability``, ``draws`` (draw first).
+    """
+
+    def __init__(
+        self,
+        inverse: Int[np.ndarray, " cell"],
+        num_draws: int,
+        model: NOTMAD,
+        quantiles: Sequence[float],
+        edge_threshold: float | None = None,
+        draws: bool = False,
+    ) -> None:
+        self.inverse, self.quantiles, self.edge_threshold = inverse, quantiles, edge_threshold
+        self.order = np.argsort(inverse, kind="stable")
+        self.starts = np.searchsorted(inverse[self.order], np.arange(inverse.max() + 2))
+        dtype = model.encoder.location.cpu().numpy().dtype
+        shape = (len(inverse), model.num_genes, model.num_genes)
+        self.found: dict[str, np.ndarray] = {"network": np.empty(shape, dtype)}
+        self.found["quantiles"] = np.empty((len(quantiles), *shape), dtype)
+        if edge_threshold is not None:
+            self.found["edge_probability"] = np.empty(shape, dtype)
+        if draws:
+            self.found["draws"] = np.empty((num_draws, *shape), dtype)
+
+    def add(self, part: Part) -> None:
+        """Fill in what a part says."""
+        cells = self.order[self.starts[part.cells.start] : self.starts[part.cells.stop]]
+        own = self.inverse[cells] - part.cells.start
+        rows, W = part.regulators, part.networks.cpu().numpy()
+        self.found["network"][cells, rows] = W.mean(0)[own]
+        if self.quantiles:
+            self.found["quantiles"][:, cells, rows] = quantiles_of(W, self.quantiles)[:, own]
+        if self.edge_threshold is not None:
+            self.found["edge_probability"][cells, rows] = (np.abs(W) > self.edge_threshold).mean(0)[own]
+        if "draws" in self.found:
+            self.found["draws"][:, cells, rows] = W[:, own]
+
+
+def quantiles_of(
+    draws: Float[Tensor, "draw *entry"] | Float[np.ndarray, "draw *entry"], probabilities: Sequence[float]
+) -> Float[np.ndarray, "quantile *entry"]:
+    """Quantiles over the first axis, interpolated linearly, some entries at a time."""
+    array = draws.cpu().numpy() if isinstance(draws, Tensor) else draws
+    flat = array.reshape(len(array), -1)
+    place = np.asarray(probabilities, dtype=float) * (len(flat) - 1)
+    low = np.floor(place).astype(int)
+    high = np.minimum(low + 1, len(flat) - 1)
+    result = np.empty((len(place), flat.shape[1]), dtype=flat.dtype)
+    for entries in pieces(flat.shape[1], len(flat)):
+        ordered = np.sort(flat[:, entries].T, axis=-1)
+        below = ordered[:, low]
+        result[:, entries] = (below + (ordered[:, high] - below) * (place - low).astype(flat.dtype)).T
+    return result.reshape(len(place), *array.shape[1:])
+
+
+def tails(interval: float) -> tuple[float, float]:
+    """Probabilities of the ends of a central interval."""
+    return 0.5 - interval / 2, 0.5 + interval / 2
