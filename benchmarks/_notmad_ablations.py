@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from _notmad_tables import Row
 
 import embergraph as eg
 from embergraph import baselines, metrics
-
-Row = dict[str, Any]
 
 NUM_TISSUES, NUM_GENES, NUM_TRUE, TEST_CELLS = 20, 10, 3, 40
 SWEEP = (1, 2, 3, 4, 6, 8)

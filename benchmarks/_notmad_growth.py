@@ -49,7 +49,7 @@ def growth(options: argparse.Namespace) -> Tables:
 
 def large(options: argparse.Namespace) -> Tables:
     """The paper's largest size, float32, one order, networks from 32 draws."""
-    plan = {"posterior": "mean_field", "num_restarts": 1, "num_orders": 1, "num_guide_steps": 400}
+    plan = {"posterior": "mean_field", "num_restarts": 2, "num_orders": 1, "num_steps": 300, "num_guide_steps": 200}
     return {"Large": [measured(LARGE, options.seeds[0], plan, 32, single=True)]}
 
 
@@ -70,7 +70,7 @@ def simulate(about: Row, file: Path) -> None:
     """Gene after gene in their order, so that no network of a cell is ever built."""
     size, rng = about["size"], np.random.default_rng(about["seed"])
     covariates = rng.uniform(-1.0, 1.0, size=(size["cells"], size["covariates"]))
-    mixture = _mixture(rng, covariates, size["archetypes"], 0.5)
+    mixture = _mixture(rng, covariates, size["archetypes"], 0.5, False)
     archetypes = _archetypes(rng, size["archetypes"], size["genes"], "shared")
     expression = rng.normal(size=(size["cells"], size["genes"]))
     for gene in first_to_last(archetypes):
@@ -95,7 +95,7 @@ def fit(about: Row, file: Path) -> Row:
     """Time of fit and networks, peak memory, and scores on some test cells."""
     arrays = dict(np.load(file))
     dtype = np.float32 if about["single"] else np.float64
-    data, transform = eg.standardize(eg.from_arrays(arrays["expression"].astype(dtype), arrays["covariates"]))
+    data, _ = eg.standardize(eg.from_arrays(arrays["expression"].astype(dtype), arrays["covariates"]))
     data = data.astype(dtype).assign(mixture=(("cell", "archetype"), arrays["mixture"]))
     train, test = eg.split(data)
     start = time.perf_counter()

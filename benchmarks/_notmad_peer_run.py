@@ -39,16 +39,16 @@ def main(data: Path, out: Path, num_archetypes: int, epochs: int, batch: int, pe
     small.fit(arrays["covariates"][:40], arrays["expression"][:40, :3], max_epochs=1, train_batch_size=8)
     small.predict_networks(arrays["new_covariates"][:2], project_to_dag=True)
     model = ContextualizedBayesianNetworks(num_archetypes=num_archetypes, **settings)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     model.fit(arrays["covariates"], arrays["expression"], max_epochs=epochs, train_batch_size=batch)
     fitted = time.perf_counter()
     projected = model.predict_networks(arrays["new_covariates"], project_to_dag=True)
-    predicted = time.perf_counter()
+    predicted, cpu = time.perf_counter(), time.process_time() - cpu
     raw = model.predict_networks(arrays["new_covariates"], project_to_dag=False)
     np.savez(out, projected=np.asarray(projected), raw=np.asarray(raw))
     names = ("contextualized-ml", "torch", "numpy", "igraph")
     versions = {name: version(name) for name in names}
-    print(json.dumps({"fit": fitted - start, "networks": predicted - fitted, "versions": versions}))
+    print(json.dumps({"fit": fitted - start, "networks": predicted - fitted, "cpu": cpu, "versions": versions}))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from .baselines.base import codes_of, covariates_of, labels_of
+from .methods._notmad_projected import central_values
 from .metrics import residuals
 from .models.parts.errors import DataError
 from .models.parts.projection import project
@@ -50,10 +51,11 @@ def networks(
 ) -> xr.Dataset:
     """Networks of cells with the mixture of the fit coarsened, from their covariates (and label) alone.
 
-    The change is made to the mixture weights Z of every posterior draw, from which networks and intercepts follow as in
-    the model. Group averages and noise scales are those of the training cells: weights are averaged over all training
-    cells with a label, and sigma is the root mean square of the residuals that the networks leave in them, since each
-    ablation leaves more than the full model.
+    The change is made to the mixture weights Z of every posterior draw (of a projected fit with draws: of its central
+    values, as in `NOTMADFit.networks`), from which networks and intercepts follow as in the model. Group averages and
+    noise scales are those of the training cells: weights are averaged over all training cells with a label, and sigma
+    is the root mean square of the residuals that the networks leave in them, since each ablation leaves more than the
+    full model.
 
     Parameters
     ----------
@@ -95,7 +97,7 @@ def networks(
         levels, groups = np.unique(labels_of(train, label), return_inverse=True)
         of_data = codes_of(data, label, levels)
         by_group = reader.of_groups(covariates_of(train, names), groups)
-        found, of_train = (tuple(part[rows] for part in by_group) for rows in (of_data, groups))
+        found, of_train = ((by_group[0][rows], by_group[1][rows]) for rows in (of_data, groups))
     error = residuals(_named(fit, of_train, train), train)
     result = _named(fit, found, data).assign(sigma=("gene", np.sqrt(np.mean(error**2, axis=0))))
     return result.assign_attrs(archetypes=archetypes, level=level, label=label if level == "group" else "")
@@ -106,7 +108,8 @@ class _Reader:
 
     def __init__(self, fit: NOTMADFit, archetypes: Archetypes, num_samples: int, seed: int) -> None:
         self.model, self.archetypes, self.seed = fit.model, archetypes, seed
-        self.values = fit.global_draws(num_samples, seed)
+        central = fit.model.form == "projected" and fit.draws is not None  # as `NOTMADFit.networks` reports them
+        self.values = central_values(fit.stored) if central else fit.global_draws(num_samples, seed)
         with torch.no_grad():
             self.W = self.model.archetypes_of(self.values)
         self.b = self.values["intercepts"].reshape(len(self.W), *self.W.shape[1:3])

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .inference import Fit
 from .methods import PLANS, fit
 from .metrics import held_out_mse
+from .models.med_magma import MEDMAGMA
 from .models.parts.errors import DataError, NumericalError, SchemaError
 from .splitting import random_split
 from .validation import listed
@@ -27,7 +28,7 @@ def choose(
     test_fraction: float = 0.25,
     within: str | None = None,
     refit: bool = True,
-    num_samples: int = 500,
+    num_samples: int | None = None,
     seed: int = 0,
     **options: Any,
 ) -> tuple[Any, xr.Dataset]:
@@ -51,7 +52,7 @@ def choose(
     refit
         Whether to fit the chosen model again, to all cells; else the fit to the training part is returned.
     num_samples
-        Posterior draws behind a density.
+        Posterior draws behind a density; as many as the method takes by itself if left out.
     seed
         Of the split and of every fit.
     **options
@@ -73,7 +74,8 @@ def choose(
     DataError
         If there are fewer than two models, or as in `random_split` and the plans.
     SchemaError
-        If a model has no plan, or an unnormalised density that cannot be compared (relaxed NOTMAD).
+        If a model has no plan, an unnormalised density that cannot be compared (relaxed NOTMAD), or cells that cannot
+        be held out (MED-MAGMA, whose graphs are of these very cells).
     NumericalError
         If no fit succeeds.
     """
@@ -82,6 +84,7 @@ def choose(
     fits: dict[str, Any] = {}
     densities: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}
+    draws = {} if num_samples is None else {"num_samples": num_samples}
     interrupted = False
     for name, model in tqdm(models.items(), desc="models", disable=not options.get("progress", True)):
         try:
@@ -89,7 +92,7 @@ def choose(
         except NumericalError as error:
             failures[name] = str(error)
             continue
-        fits[name], densities[name] = found, found.log_density(test, num_samples, seed=seed).values
+        fits[name], densities[name] = found, found.log_density(test, seed=seed, **draws).values
         interrupted = bool(found.settings.get("interrupted"))
         if interrupted:  # by the user, who wants to see what there is
             break
@@ -169,8 +172,10 @@ def _check(models: Mapping[str, Any]) -> None:
     if not isinstance(models, Mapping) or len(models) < 2:
         raise DataError(f"models: found {listed(models) if models else 'none'}; wanted at least two, by name")
     for name, model in models.items():
-        if not isinstance(model, tuple(PLANS)):
+        if not any(isinstance(model, kind) for kind in PLANS):
             raise SchemaError(f"models[{name!r}]: found {type(model).__name__}; wanted a model of this suite")
+        if isinstance(model, MEDMAGMA):
+            raise SchemaError(f"models[{name!r}]: found MEDMAGMA, a model of these very cells; wanted one of any cells")
         if not model.schema.normalised:
             raise SchemaError(
                 f"models[{name!r}]: found an unnormalised density, which cannot be compared with others; wanted "
@@ -179,8 +184,8 @@ def _check(models: Mapping[str, Any]) -> None:
 
 
 def _mse(fitted: Any, test: xr.Dataset) -> float | None:
-    """Mean squared residual, where the method has networks that are DAGs."""
-    if not hasattr(fitted, "networks"):
+    """Mean squared residual, where the method has networks that are DAGs of additive effects."""
+    if not hasattr(fitted, "networks") or not fitted.model.likelihood.has_scale:
         return None
     networks = fitted.networks(test, interval=None, edge_threshold=None)
     return held_out_mse(networks, test) if networks.attrs["acyclic"] else None

@@ -20,7 +20,8 @@ import numpy as np
 import xarray as xr
 from scipy.sparse import issparse
 
-from .encoding import encode_columns, encode_like, levels_of
+from ._likeness import encoded, recoded
+from .encoding import levels_of
 from .models.parts.errors import DataError
 from .splitting import random_split, split
 from .standardization import Standardizer, standardize
@@ -164,7 +165,7 @@ def from_dataframes(
     check_unique("cell", cells)
     if like is not None:
         columns = np.asarray(expression.columns, dtype=str)
-        expression = expression.iloc[:, _columns(like["gene"].values, columns, "columns of expression")]
+        expression = expression.iloc[:, _columns(like["gene"].values.tolist(), columns, "columns of expression")]
     text = [
         str(column) for column, dtype in zip(expression.columns, expression.dtypes, strict=True) if not _numeric(dtype)
     ]
@@ -176,7 +177,7 @@ def from_dataframes(
     table, names = None, None
     if covariates is not None:
         covariates = covariates.iloc[_rows("covariates", covariates.index, cells)]
-        table, names = _encoded(covariates, covariates.columns, cells, like)
+        table, names = encoded(covariates, covariates.columns, cells, like)
     if environment is not None and hasattr(environment, "iloc"):
         environment = environment.iloc[_rows("environment", environment.index, cells)]
     made = from_arrays(
@@ -188,7 +189,7 @@ def from_dataframes(
         cell_names=cells,
         min_cells=min_cells,
     )
-    return _recoded(made, like)
+    return recoded(made, like)
 
 
 def from_anndata(
@@ -233,7 +234,7 @@ def from_anndata(
     if like is not None:
         if len(covariates) or genes is not None:
             raise DataError("like: found covariates or genes besides; wanted either, since like has both")
-        genes = like["gene"].values
+        genes = like["gene"].values.tolist()
     if layer is not None and layer not in adata.layers:
         raise DataError(f"layer '{layer}' is not in the data; found {listed(adata.layers)}")
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -246,7 +247,7 @@ def from_anndata(
     cells = _names("cell", adata.obs_names, len(adata.obs_names))
     wanted = [covariates] if isinstance(covariates, str) else list(covariates)
     has_covariates = bool(wanted) if like is None else "covariates" in like
-    table, names = _encoded(adata.obs, wanted, cells, like) if has_covariates else (None, None)
+    table, names = encoded(adata.obs, wanted, cells, like) if has_covariates else (None, None)
     if environment is not None and environment not in adata.obs:
         raise DataError(f"environment '{environment}' is not a column of obs; found {listed(adata.obs)}")
     made = from_arrays(
@@ -258,31 +259,7 @@ def from_anndata(
         cell_names=cells,
         min_cells=min_cells,
     )
-    return _recoded(made, like)
-
-
-def _encoded(
-    table: Any, columns: Any, cells: Shaped[np.ndarray, " cell"], like: xr.Dataset | None
-) -> tuple[Float[np.ndarray, "cell covariate"], list[str]]:
-    if like is None:
-        return encode_columns(table, columns, cells)
-    if "covariates" not in like:
-        raise DataError(f"like has no covariates; found {listed(like.data_vars)}")
-    names = [str(name) for name in like["covariate"].values]
-    return encode_like(table, names, cells), names
-
-
-def _recoded(data: xr.Dataset, like: xr.Dataset | None) -> xr.Dataset:
-    """The same data with environments coded as in `like`."""
-    if like is None or "environment" not in data or "condition" not in like.coords:
-        return data
-    known = {str(name): i for i, name in enumerate(like["condition"].values)}
-    labels = data["condition"].values[data["environment"].values]
-    unknown = sorted({str(label) for label in labels} - set(known))
-    if unknown:
-        raise DataError(f"environment has levels {listed(unknown)}; wanted some of {listed(known)}")
-    codes = np.asarray([known[str(label)] for label in labels], dtype=np.int64)
-    return data.drop_dims("condition").assign(environment=("cell", codes)).assign_coords(condition=list(known))
+    return recoded(made, like)
 
 
 def _matrix(name: str, dims: tuple[str, str], values: Any) -> Real[np.ndarray, "row column"]:

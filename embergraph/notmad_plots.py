@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._drawing import EFFECT, GROUPS, MARKERS, NEGATIVE, POSITIVE, axes_or_new, checked
+from ._drawing import GROUPS, MARKERS, NEGATIVE, POSITIVE, axes_or_new, checked
 from ._matrix_drawing import OTHER, groups, legend
 from .models.parts.errors import DataError
 from .validation import listed
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 QUANTITIES = {
     "logit": ("archetype", "contribution to the logits\nof the archetypes"),
     "mixture": ("archetype", "weight of the archetype"),
-    "effect": ("edge", EFFECT.replace(" (", "\n(")),
+    "effect": ("edge", "effect on the target\nper unit of the regulator"),
 }
 RADIUS = 1.177  # of the ellipse that holds half of a bivariate Normal
 
@@ -88,7 +88,7 @@ def plot_covariate_effects(
     mass = effects.attrs.get("interval")
     figure.suptitle(_title(show) + ("" if mass is None else f": mean and {mass:.0%} interval"))
     if len(names) <= len(GROUPS):
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return grid.ravel()[: len(chosen)]
 
 
@@ -133,14 +133,14 @@ def plot_archetype_map(
     order = np.random.default_rng(0).permutation(len(position))  # no group hides the others
     ax.plot(*_hull(corners).T, color="#bbbbbb", lw=0.8, zorder=0)
     if given is not None and given.dtype.kind == "f":
-        drawn = ax.scatter(*position[order].T, c=given[order], cmap="viridis", **style)
+        drawn = ax.scatter(position[order, 0], position[order, 1], c=given[order], cmap="viridis", **style)
         ax.figure.colorbar(drawn, ax=ax, shrink=0.7, label=str(getattr(color, "name", None) or ""))
         edge = np.full(len(position), OTHER)
     else:
         labels = [f"mostly archetype {k}" for k in map["leading"].values] if given is None else given
         codes, shown = groups(labels, len(position))
         edge = np.array([color for _, color in shown])[codes]
-        ax.scatter(*position[order].T, c=edge[order], **style)
+        ax.scatter(position[order, 0], position[order, 1], c=edge[order], **style)
         for name, shade in shown:
             ax.plot([], [], "o", color=shade, ms=5, label=name)
     if "covariance" in map and uncertainty:

@@ -59,7 +59,7 @@ class OrderScore:
     def __call__(self, order: Int[np.ndarray, " gene"]) -> float:
         """Log score of an order."""
         order = np.asarray(order)
-        _, columns, log_det = self._prefixes(order[:-1], self._cross[:, order])
+        columns, log_det = self._prefixes(order[:-1], self._cross[:, order])
         rss = self._squares[order] - np.diagonal((columns**2).sum(1).cumsum(0))
         return float(self._total(self._fits(rss).sum(), log_det.sum()))
 
@@ -68,7 +68,7 @@ class OrderScore:
         own = self._rows([gene])
         K, p, place = self.num_archetypes, self.num_genes, np.arange(len(others))
         right = np.concatenate([self._cross[:, others], self._cross[:, [gene]], self._gram[:, own]], 1)
-        rows, columns, log_det = self._prefixes(others, right)
+        columns, log_det = self._prefixes(others, right)
         explained = (columns[:, :, :p] ** 2).sum(1).cumsum(0)  # (block, gene): by intercepts, then one more gene each
         without = self._squares[others] - explained[place, place]
         itself = self._squares[gene] - explained[:, -1]
@@ -80,20 +80,20 @@ class OrderScore:
         )
         gain = (np.linalg.solve(schur, cross.T[:, :, None])[..., 0] * cross.T).sum(1)
         more = 0.5 * np.linalg.slogdet(schur)[1] + self._half_log_variance[own].sum()
-        log_dets = _before(log_det[:-1]) + _after(log_det[:-1] + more) + log_det
-        fits = _before(self._fits(without)) + _after(self._fits(without - gain)) + self._fits(itself)
+        log_dets = before(log_det[:-1]) + after(log_det[:-1] + more) + log_det
+        fits = before(self._fits(without)) + after(self._fits(without - gain)) + self._fits(itself)
         return self._total(fits, log_dets)
 
     def _prefixes(
         self, genes: Int[np.ndarray, " gene"], right: Float[np.ndarray, "feature column"]
-    ) -> tuple[Int[np.ndarray, " row"], Float[np.ndarray, "block archetype column"], Float[np.ndarray, " block"]]:
-        """Rows of the features, L^-1 of `right`, and the log determinant terms of all prefixes."""
+    ) -> tuple[Float[np.ndarray, "block archetype column"], Float[np.ndarray, " block"]]:
+        """L^-1 of `right`, features sorted like the genes, and the log determinant terms of all prefixes."""
         rows = np.concatenate([np.arange(self.num_archetypes), self._rows(genes)])
         factor = cholesky(self._gram[np.ix_(rows, rows)], lower=True, check_finite=False)
         columns = solve_triangular(factor, right[rows], lower=True, check_finite=False)
         log_det = np.log(np.diag(factor)) + self._half_log_variance[rows]
         shape = (-1, self.num_archetypes)
-        return rows, columns.reshape(*shape, right.shape[1]), log_det.reshape(shape).sum(1).cumsum()
+        return columns.reshape(*shape, right.shape[1]), log_det.reshape(shape).sum(1).cumsum()
 
     def _rows(self, genes: Int[np.ndarray, " gene"] | list[int]) -> Int[np.ndarray, " row"]:
         first = (np.asarray(genes, dtype=int) + 1) * self.num_archetypes
@@ -111,11 +111,13 @@ class OrderScore:
         return -(2 + 0.5 * self.num_cells) * np.asarray(fits) - log_dets
 
 
-def _before(values: Float[np.ndarray, " other"]) -> Float[np.ndarray, " place"]:
+def before(values: Float[np.ndarray, " other"]) -> Float[np.ndarray, " place"]:
+    """Sums over the genes before each place."""
     return np.concatenate([[0.0], values.cumsum()])
 
 
-def _after(values: Float[np.ndarray, " other"]) -> Float[np.ndarray, " place"]:
+def after(values: Float[np.ndarray, " other"]) -> Float[np.ndarray, " place"]:
+    """Sums over the genes from each place on."""
     return np.concatenate([values[::-1].cumsum()[::-1], [0.0]])
 
 

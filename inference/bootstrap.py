@@ -1,31 +1,28 @@
 """Posterior draws as modes of randomly perturbed posteriors, many at once.
 
 Each draw maximises the log joint density after two perturbations: observations get independent Exponential(1) weights
-of mean one (the weighted likelihood bootstrap of Newton and Raftery, 1994), and the log prior a random linear term with
-the variance of its own curvature, which in a Gaussian prior is the same as moving its centre to a draw from it (as Nie
-and Rockova, 2022, do for the spike of a spike and slab). For linear Gaussian models and many observations the draws are
-from the posterior; elsewhere they are an approximation that needs neither gradients without jumps nor one connected
-mode, which Markov chains do.
+of mean one (the weighted likelihood bootstrap of Newton and Raftery, 1994), and the centre of every prior moves by a
+random amount with the variance that the prior has there (as Nie and Rockova, 2022, move the spike of a spike and slab).
+For linear Gaussian models and many observations the draws are from the posterior; elsewhere they are an approximation
+that needs neither gradients without jumps nor one connected mode, which Markov chains do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .density import LogDensity
-from .maximum import Maximum
 from .messengers import is_deterministic, is_factor, is_plate
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-Optimiser = Callable[[LogDensity, Tensor], Maximum]
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,16 @@ class Perturbation:
     ----------
     weights
         Weights of the observations.
-    tilt
-        Coefficients of the linear term, in units of the unconstrained vector.
+    shift
+        By how much the centres of the priors move, in units of the unconstrained vector.
     """
 
     weights: Float[Tensor, "draw row"]
-    tilt: Float[Tensor, "draw dim"]
+    shift: Float[Tensor, "draw dim"]
 
 
 class PerturbedDensity(LogDensity):
-    """`density` with weights on the rows of a plate and a linear term.
+    """`density` with weights on the rows of a plate and moved priors.
 
     Parameters
     ----------
@@ -63,8 +60,9 @@ class PerturbedDensity(LogDensity):
 
     def __call__(self, vector: Float[Tensor, "draw dim"], jacobian: bool = True) -> Float[Tensor, " draw"]:
         """Perturbed log density."""
-        with _RowWeights(self._plate, self._perturbation.weights):
-            return self._density(vector, jacobian) + (self._perturbation.tilt * vector).sum(-1)
+        moved = self._density.unpack(vector - self._perturbation.shift)
+        with _RowWeights(self._plate, self._perturbation.weights), _MovedPriors(moved):
+            return self._density(vector, jacobian)
 
 
 def perturb(
@@ -77,7 +75,7 @@ def perturb(
     density
         The log joint density.
     starts
-        Modes that draws start from, and where the curvature of the prior is taken.
+        Modes that draws start from.
     plate
         The plate of the observations.
     num_pairs
@@ -88,29 +86,58 @@ def perturb(
     tuple
         The start of each draw, those of one start in a row, and the perturbations.
     """
-    curvature = prior_curvature(density, starts).repeat_interleave(num_pairs, 0)
-    uniform = torch.rand(len(curvature), density.plate_sizes[plate], dtype=starts.dtype, device=starts.device)
+    draws = starts.repeat_interleave(2 * num_pairs, 0)
+    spread = prior_spread(density, torch.zeros_like(starts[:1]))
+    uniform = torch.rand(len(draws) // 2, density.plate_sizes[plate], dtype=starts.dtype, device=starts.device)
     uniform = uniform.clamp(1e-12, 1 - 1e-12)
-    normal = torch.randn_like(curvature) * curvature.sqrt()
+    normal = torch.randn_like(draws[::2]) * spread
     weights = -torch.stack([uniform, 1 - uniform], 1).log().flatten(0, 1)
-    tilt = torch.stack([normal, -normal], 1).flatten(0, 1)
-    weights = weights / weights.mean(-1, keepdim=True)
-    return starts.repeat_interleave(2 * num_pairs, 0), Perturbation(weights, tilt)
+    shift = torch.stack([normal, -normal], 1).flatten(0, 1)
+    return draws, Perturbation(weights / weights.mean(-1, keepdim=True), shift)
 
 
-def prior_curvature(density: LogDensity, points: Float[Tensor, "draw dim"]) -> Float[Tensor, "draw dim"]:
-    """Minus the second derivatives of the log prior along each coordinate, zero where it is convex.
+def prior_spread(density: LogDensity, points: Float[Tensor, "draw dim"]) -> Float[Tensor, "draw dim"]:
+    """Standard deviation that the curvature of the log prior stands for, along each unconstrained coordinate.
 
-    Exact for priors that are independent over coordinates; row sums of the Hessian elsewhere.
+    The spike's for a spike and slab at 0. Zero where the log prior is linear or convex (Laplace): its centre stays. For
+    priors that are independent over coordinates; row sums of the Hessian elsewhere.
     """
     points = points.detach().requires_grad_()
     terms = density.terms(points)
     prior = torch.stack([terms[name] for name in density.shapes]).sum()
     gradient = torch.autograd.grad(prior, points, create_graph=True)[0]
-    if not gradient.requires_grad:  # a prior that is linear in all coordinates
-        return torch.zeros_like(points)
-    second = torch.autograd.grad(gradient.sum(), points, allow_unused=True)[0]
-    return torch.zeros_like(points) if second is None else (-second).clamp(min=0.0)
+    second = None
+    if gradient.requires_grad:  # else the prior is linear in all coordinates
+        second = torch.autograd.grad(gradient.sum(), points, allow_unused=True)[0]
+    curvature = torch.zeros_like(points) if second is None else -second
+    found = (curvature > 0) & torch.isfinite(curvature)
+    return torch.where(found, curvature, torch.ones_like(curvature)).rsqrt() * found
+
+
+class _MovedPriors(Messenger):
+    """Score latent sites at values of their own in place of those that the model goes on with."""
+
+    def __init__(self, moved: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._moved = moved
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._moved and not is_plate(msg):
+            msg["fn"] = _ScoredElsewhere(msg["fn"], self._moved[msg["name"]])
+
+
+class _ScoredElsewhere(TorchDistribution):
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, base: Any, value: Tensor) -> None:
+        self._base, self._value = base, value
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _ScoredElsewhere:
+        return _ScoredElsewhere(self._base.expand(batch_shape), self._value)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._base.log_prob(self._value)
 
 
 class _RowWeights(Messenger):

@@ -75,17 +75,17 @@ def test_noise_of_another_kind() -> None:
 
 @pytest.mark.parametrize("order", ["uniform", "projected", None])
 def test_a_warm_fit_skips_the_search_and_ends_as_well(order: Any) -> None:
-    train, test = eg.split(data(400))
-    options = QUICK | {"num_restarts": 4, "num_steps": 400, "num_bootstrap": 8}
+    train, test = eg.split(data(300))
+    options = QUICK | {"num_restarts": 2, "num_orders": 1, "num_guide_steps": 50, "num_bootstrap": 4}
     posterior = "auto" if order in ("projected", None) else "mean_field"
     model = NOTMAD.for_data(train, 3, order=order)
-    early = train.isel(cell=slice(0, 200))
+    early = train.isel(cell=slice(0, 150))
     cold = eg.fit(model, early, posterior=posterior, **options)
     warm = eg.fit(model, train, posterior=posterior, start=cold, **options)
     assert warm.settings["warm_start"] == cold.settings["routine"]
     assert warm.settings["num_restarts"] == 1
     scores = [eg.metrics.held_out_mse(fit.networks(test, interval=None), test) for fit in (cold, warm)]
-    assert scores[1] < 1.05 * scores[0]
+    assert scores[1] < 1.1 * scores[0]
 
 
 @pytest.mark.parametrize(

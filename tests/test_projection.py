@@ -116,6 +116,7 @@ def test_packed_reachability_equals_the_general_one(p: int) -> None:
     weights[50:100] *= weights[50:100].abs() > 1
     weights[100:130] = 1 + 1e-15 * weights[100:130]
     weights[130:150] *= 1e-323
+    weights = weights[:: 1 if p < 20 else 10]
     magnitude = weights.abs() * (1 - torch.eye(p))
     assert torch.equal(_allowed_pairs_packed(magnitude), _allowed_pairs(magnitude))
     single = magnitude.float()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 import xarray as xr
-from tqdm.auto import tqdm
 
 from ..models.parts.errors import DataError
 from ..models.parts.projection import project, topological_order
 from ..validation import listed
+from ._leave_one_out import StructureRefits, WeightRefits
 from ._neighbors import Neighbors, mean_over
 from .base import FittedBaseline, Prediction, covariates_of, expression_of
 from .population import DagBaseline, edge_penalty
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
 
     Network = Float[np.ndarray, "regulator target"]
     Networks = Float[np.ndarray, "cell regulator target"]
@@ -109,7 +109,7 @@ class LIONESS(DagBaseline):
         mean = values.mean(axis=0)
         deviations = values - mean
         if self.refits == "structure":
-            refits: _WeightRefits | _StructureRefits = _StructureRefits(self, values, self._network(deviations))
+            refits: WeightRefits | StructureRefits = StructureRefits(self._network, values, self._network(deviations))
         else:
             refits = self._weight_refits(deviations)
         own = _projected(refits.without(deviations))
@@ -120,100 +120,32 @@ class LIONESS(DagBaseline):
         count, sigma = _best_count(neighbors, deviations, own, self.num_neighbors)
         return _Lioness(mean, refits, own, sigma, neighbors, count)
 
-    def _weight_refits(self, deviations: Values) -> _WeightRefits:
+    def _weight_refits(self, deviations: Values) -> WeightRefits:
         covariance = deviations.T @ deviations / len(deviations)
         kept = self._kept(covariance)
         allowed = kept != 0
         if self.edges == "order":
             rank = np.argsort(topological_order(torch.as_tensor(kept)).numpy())
             allowed = rank[:, None] < rank[None, :]
-        return _WeightRefits.of(covariance, allowed, edge_penalty(kept, covariance), len(deviations))
+        return WeightRefits.of(covariance, allowed, edge_penalty(kept, covariance), len(deviations))
 
 
-class _WeightRefits(NamedTuple):
-    """Ridge regressions of every gene on its parents, and how one cell moves them."""
-
-    network: Network
-    parents: list[np.ndarray]
-    inverses: list[np.ndarray]
-    num_cells: int
-
-    @classmethod
-    def of(cls, covariance: Network, allowed: Bool[np.ndarray, "p p"], penalty: float, num_cells: int) -> _WeightRefits:
-        network, parents, inverses = np.zeros_like(covariance), [], []
-        for target in range(len(covariance)):
-            chosen = np.flatnonzero(allowed[:, target])
-            gram = num_cells * covariance[np.ix_(chosen, chosen)] + penalty * np.eye(len(chosen))
-            inverse = np.linalg.pinv(gram, hermitian=True)
-            network[chosen, target] = inverse @ (num_cells * covariance[chosen, target])
-            parents.append(chosen)
-            inverses.append(inverse)
-        return cls(network, parents, inverses, num_cells)
-
-    def without(self, deviations: Values) -> Networks:
-        """LIONESS networks of the training cells, from their deviations from the mean."""
-        return self._moved(deviations, -self.num_cells / (self.num_cells - 1))
-
-    def with_new(self, deviations: Values) -> Networks:
-        """LIONESS networks of new cells, each added alone."""
-        return self._moved(deviations, self.num_cells / (self.num_cells + 1))
-
-    def _moved(self, deviations: Values, change: float) -> Networks:
-        """Networks w + n e G^-1 d / (1 + change d' G^-1 d).
-
-        With scatter A, a cell changes A by `change` d d' (d its deviation from the mean of all, e its residual), and by
-        Sherman and Morrison the weights by change e G^-1 d / (1 + change d' G^-1 d), G = A + penalty. LIONESS
-        multiplies the difference such that n remains of the factor `change`, whether a cell goes or comes.
-        """
-        out = np.repeat(self.network[None], len(deviations), axis=0)
-        for target, (parents, inverse) in enumerate(zip(self.parents, self.inverses, strict=True)):
-            d = deviations[:, parents]
-            error = deviations[:, target] - d @ self.network[parents, target]
-            step = d @ inverse
-            factor = self.num_cells * error / (1 + change * np.sum(step * d, axis=1))
-            out[:, parents, target] += factor[:, None] * step
-        return out
-
-
-class _StructureRefits(NamedTuple):
-    """DAGs learnt anew for every cell."""
-
-    settings: DagBaseline
-    train: Values
-    network: Network
-
-    def without(self, deviations: Values) -> Networks:
-        """LIONESS networks of the training cells."""
-        count = len(deviations)
-        cells = tqdm(range(count), desc="LIONESS", leave=False)
-        return np.stack([self._left(np.delete(self.train, i, axis=0), count, 1 - count) for i in cells])
-
-    def with_new(self, deviations: Values) -> Networks:
-        """LIONESS networks of new cells, each added alone."""
-        count, mean = len(self.train), self.train.mean(axis=0)
-        cells = tqdm(deviations, desc="LIONESS", leave=False)
-        return np.stack([self._left(np.vstack([self.train, mean + d]), -count, count + 1) for d in cells])
-
-    def _left(self, values: Values, of_all: int, of_other: int) -> Network:
-        other = self.settings._network(values - values.mean(axis=0))
-        return of_all * self.network + of_other * other
-
-
-class _Lioness(NamedTuple):
+@dataclass(frozen=True)
+class _Lioness:
     """A fit to centred expression; a prediction for cells of centred expression."""
 
     mean: Float[np.ndarray, " gene"]
-    refits: _WeightRefits | _StructureRefits
+    refits: WeightRefits | StructureRefits
     own: Networks
     sigma: Float[np.ndarray, " gene"]
     neighbors: Neighbors | None
-    count: int
+    num_neighbors: int
 
     def __call__(self, data: xr.Dataset) -> Prediction:
         if self.neighbors is None:
             return self.prediction(_projected(self.refits.with_new(expression_of(data) - self.mean)))
         covariates = covariates_of(data, self.neighbors.names)
-        return self.prediction(_projected(self.neighbors.mean_of_nearest(self.own, covariates, self.count)))
+        return self.prediction(_projected(self.neighbors.mean_of_nearest(self.own, covariates, self.num_neighbors)))
 
     def prediction(self, network: Networks) -> Prediction:
         intercept = self.mean - np.einsum("a,nab->nb", self.mean, network)
@@ -287,7 +219,7 @@ class FittedLIONESS(FittedBaseline):
 
     def _marked(self, networks: xr.Dataset, held_out: str, uses_expression: bool) -> xr.Dataset:
         return networks.assign_attrs(
-            held_out=held_out, uses_expression=int(uses_expression), num_neighbors=self.predict.count
+            held_out=held_out, uses_expression=int(uses_expression), num_neighbors=self.predict.num_neighbors
         )
 
 

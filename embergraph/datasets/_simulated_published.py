@@ -111,7 +111,7 @@ def simulated_published(
     >>> data["covariates"].shape
     (50, 16)
     """
-    settings = {
+    settings: dict[str, Any] = {
         "seed": seed, "kind": kind, "num_cells": num_cells, "num_genes": num_genes, "num_archetypes": num_archetypes,
         "num_edges": num_edges, "graph": graph, "noise": noise, "noise_scale": noise_scale,
         "weight_range": tuple(weight_range), "min_distance": min_distance, "acyclic_union": int(acyclic_union),

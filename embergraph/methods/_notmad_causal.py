@@ -157,11 +157,11 @@ class Interventions(Networks):
         result = xr.Dataset(coords={"gene": self.gene_names} | ({} if average else {"cell": cells}))
         for name, parts in found.items():
             if average:
-                three, dims = self._ends(np.sum(parts, 0), interval), ("gene",)
+                three = self._ends(np.sum(parts, 0), interval)
             else:
-                three, dims = np.concatenate(parts, 1)[:, inverse], ("cell", "gene")
+                three = np.concatenate(parts, 1)[:, inverse]
             for suffix, value in zip(("", "_lower", "_upper"), three, strict=True):
-                result[name + suffix] = (dims, value)
+                result[name + suffix] = (("gene",) if average else ("cell", "gene"), value)
         about = ", ".join(f"{gene} = {float(value):g}" for gene, value in settings.items())
         return result.assign_attrs(do=about, interval=interval, noise=int(noise), scale=scale)
 
@@ -222,7 +222,8 @@ class Interventions(Networks):
     def _solve(self, W: Tensor, b: Tensor, noise: Tensor | None, set_to: Mapping[int, Tensor]) -> Tensor:
         """Expression that fulfils the equations of all genes, the set ones at their values."""
 
-        def held(x: Tensor) -> Tensor:
+        def held(x: Tensor | None) -> Tensor:
+            assert x is not None  # a likelihood without scale responds
             x = x.clone()
             for j, value in set_to.items():
                 x[..., j] = value

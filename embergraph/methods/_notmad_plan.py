@@ -21,7 +21,8 @@ from ..inference.schedules import Geometric, Schedule
 from ..models.notmad import NOTMAD
 from ..models.parts.acyclicity_factor import AcyclicityFactor, OrderMask, Scope
 from ..models.parts.priors import Prior
-from ..models.parts.projection import project, topological_order
+from ..models.parts.projection import is_acyclic, project, topological_order
+from ._notmad_search import has_many_genes
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -39,6 +40,8 @@ ANNEALING: dict[type, dict[str, Schedule]] = {
 CONFLICT = {"acyclicity.weight": Geometric(0.01, 10.0, 0.4)}
 BATCH = ("cell", 1024)  # rows of a step of a point search; more change the point by less than its error
 ALL_CELLS = 2 * BATCH[1]
+FIT_STEPS, REFIT_STEPS = 400, 60
+SMALL = 80  # archetypes x genes up to which a plan does not save
 CURVATURE = {"edges": 1 / (2 * 0.3**2), "sigma": 4.0, "encoder_log_amplitude": 4.0}
 """Curvature that a prior adds to the whitening; 1 elsewhere. Sets the efficiency of HMC, not its target."""
 
@@ -151,7 +154,7 @@ def point_of(model: NOTMAD, density: LogDensity, vector: Float[Tensor, " dim"], 
 def starting_order(model: NOTMAD, point: Point) -> Int[np.ndarray, " gene"]:
     """Topological order of the projected union of the archetypes."""
     union = model.archetypes.sorted_part(point.values, point.archetypes).square().sum(0).sqrt()
-    return topological_order(project(union).networks).cpu().numpy()
+    return topological_order(union if bool(is_acyclic(union)) else project(union).networks).cpu().numpy()
 
 
 def given_orders(
@@ -171,12 +174,12 @@ def given_orders(
 def joint_map(density: LogDensity, starts: Tensor, num_cells: int, *, num_steps: int, progress: bool) -> Maximum:
     """Mode of the exact model given orders, under the user's priors, at a fixed amplitude of the encoder.
 
-    The joint mode over amplitude and weights is not a typical point: both shrink together. By L-BFGS on all cells, where
-    these are not too many.
+    The joint mode over amplitude and weights is not a typical point: both shrink together. By L-BFGS on all cells where
+    there are at most `ALL_CELLS`.
     """
     if num_cells <= ALL_CELLS:
         found = ascend(
-            density, starts, num_steps=num_steps, held=["encoder_log_amplitude"], progress=progress,
+            density, starts, num_steps=num_steps, tolerance=1e-6, held=["encoder_log_amplitude"], progress=progress,
             label="MAP given orders",
         )  # fmt: skip
     else:
@@ -195,16 +198,18 @@ def find_order(
     """Climb the collapsed score and refit the point in turns until the order stays.
 
     The score is that of dense Gaussian equations, a stand-in where likelihood or archetypes are others. Networks among
-    factors have none: they keep the order of the search.
+    factors have none: they keep the order of the search, and so do many genes, whose search has scored it.
     """
     if not model.archetypes.acyclic:
         return starting_order(model, point), point
     expression = inputs["expression"].cpu().double().numpy()
     n = len(expression)
-    order = starting_order(model, point)
-    for turn in range(num_rounds):
-        score = OrderScore(expression, point.mixture.cpu().double().numpy(), model.noise)
-        climbed = climb(score, order, progress=progress)
+    order, many = starting_order(model, point), has_many_genes(model)
+    for turn in range(1 if many else num_rounds):
+        climbed = order
+        if not many:
+            score = OrderScore(expression, point.mixture.cpu().double().numpy(), model.noise)
+            climbed = climb(score, order, progress=progress)
         if turn and (climbed == order).all():
             break
         order = climbed
@@ -218,8 +223,8 @@ def draw_orders(
     model: NOTMAD, inputs: Inputs, order: Int[np.ndarray, " gene"], point: Point, *, num_orders: int, seed: int,
     progress: bool,
 ) -> Int[np.ndarray, "draw gene"]:  # fmt: skip
-    """Orders from their posterior given the mixture of `point`, with repetitions."""
-    if not model.archetypes.acyclic:
+    """Orders from their posterior given the mixture of `point`, with repetitions; of many genes the one found."""
+    if not model.archetypes.acyclic or has_many_genes(model):
         return order[None].repeat(num_orders, 0)
     expression = inputs["expression"].cpu().double().numpy()
     score = OrderScore(expression, point.mixture.cpu().double().numpy(), model.noise)
@@ -243,6 +248,17 @@ def distinct(orders: Int[np.ndarray, "draw gene"]) -> tuple[Int[np.ndarray, "com
     """The different orders and how often each was drawn."""
     unique, counts = np.unique(orders, axis=0, return_counts=True)
     return unique, counts
+
+
+def usual_sizes(model: NOTMAD) -> dict[str, int]:
+    """Orders and steps of the guide by default: fewer where each costs more, and orders differ in few genes."""
+    few = model.num_archetypes * model.num_genes <= SMALL
+    return {"num_orders": 8 if few else 4, "num_guide_steps": 300 if few else 120}
+
+
+def guide_cells(model: NOTMAD) -> int:
+    """Cells of a step of the guide: all of some hundred for few genes, never under 128."""
+    return max(128, min(BATCH[1], 20 * SMALL**2 // (model.num_archetypes * model.num_genes)))
 
 
 def prefers_hmc(density: LogDensity, num_cells: int) -> bool:

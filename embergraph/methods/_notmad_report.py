@@ -17,6 +17,7 @@ NUM_CELLS = 12
 MEANING = {
     "search_restarts_agree": "share of starts of the point search within 0.01 nats a cell of the best",
     "orders": "different orders of the genes among the components of the posterior",
+    "modes": "points of equal quality that draws of a projected model start from, structure included",
     "share_acyclic": "share of drawn networks that are acyclic before any projection",
     "removed_mass": "share of the L1 mass of the mean networks that their projection to DAGs removes",
     "network_rhat": "largest R-hat of an edge in 12 cells, halves of each order's chain; above 1.2: draw more",
@@ -33,7 +34,9 @@ def network_report(fit: NOTMADFit, table: xr.Dataset, data: xr.Dataset) -> xr.Da
         "share_acyclic": float(networks.attrs["share_acyclic"]),
         "removed_mass": float(networks["removed_mass"].mean()),
     }
-    if fit.draws is not None:
+    if "num_modes" in fit.settings:
+        rows["modes"] = float(fit.settings["num_modes"])
+    if fit.draws is not None and "bootstrap" not in fit.settings["routine"]:  # whose draws are independent
         rows["network_rhat"] = network_rhat(fit, few)
     extra = {key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items() if not math.isnan(value)}
     return table.assign(extra)

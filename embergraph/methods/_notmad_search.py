@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..guides.evidence import log_evidence, mean_edges
 from ..guides.orders import OrderScore, climb
+from ..guides.sparse_orders import SparseOrderScore
 from ..inference.density import LogDensity
 from ..inference.maximum import Maximum
 from ..inference.quasi_newton import ascend
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 MAX_FEATURES = 2000  # archetypes x genes, whose Gram matrix is factorised in every step
+FEW_FEATURES = 480  # the same, of the genes that the encoder is searched on where there are more
 MAX_CELLS = 2048  # to search on; later stages take all
+MAX_SWEEPS = 5  # over the order of many genes
 FIRST_STEPS, LATER_STEPS, NUM_TURNS = 12, 60, 6
 NUM_FINALISTS = 2
 TOLERANCE = 1e-6
@@ -33,8 +36,12 @@ SPREAD = 0.45  # of the encoder's weights at a start
 
 def collapses(model: NOTMAD) -> bool:
     """Whether edges can be integrated out, by Gaussian equations as a stand-in where the likelihood is another."""
-    dense = model.archetypes.kind == "dense"
-    return model.form == "exact" and dense and model.num_archetypes * model.num_genes <= MAX_FEATURES
+    return model.form == "exact" and model.archetypes.kind == "dense"
+
+
+def has_many_genes(model: NOTMAD) -> bool:
+    """Whether orders are scored with a few candidate regulators of every gene, and one order is kept."""
+    return model.num_archetypes * model.num_genes > MAX_FEATURES
 
 
 def search_order(
@@ -43,7 +50,8 @@ def search_order(
     """Order and encoder of the highest evidence, edges, intercepts and noise integrated out.
 
     From each start the order climbs given the mixture and then the encoder given the order; the two best starts go on
-    in turns until the order stays. Without the edges starts agree where those of a joint search do not.
+    in turns until the order stays. Without the edges starts agree where those of a joint search do not. With many genes
+    this is done for those that vary most, and all genes are put in order once, given the encoder.
 
     Parameters
     ----------
@@ -83,7 +91,11 @@ def search_order(
     scores = relaxed.encoder.location.new_tensor([state.score for state in states])
     zero = relaxed.encoder.location.new_zeros(())
     density = LogDensity(relaxed, inputs, {"encoder_log_amplitude": zero})
-    known = {**density.example, **search.values(states[int(scores.argmax())])}
+    best = states[int(scores.argmax())]
+    known = {
+        **density.example,
+        **(search.sparse_values(best, progress) if has_many_genes(model) else search.values(best)),
+    }
     point = density.pack({name: known[name].to(zero).unsqueeze(0) for name in density.shapes})
     return density, Maximum(point.expand(len(scores), -1), scores, scores.unsqueeze(0), interrupted)
 
@@ -98,11 +110,14 @@ class _State:
 class _Search:
     def __init__(self, model: NOTMAD, inputs: Mapping[str, Tensor]) -> None:
         self.model, self.covariates = model, inputs["covariates"]
-        self.expression = inputs["expression"].double()
+        self.all_genes = inputs["expression"]
+        few = FEW_FEATURES // model.num_archetypes if has_many_genes(model) else model.num_genes
+        self.genes = self.all_genes.var(0).argsort(descending=True)[:few].sort().values
+        self.expression = self.all_genes[:, self.genes].double()
         total = len(self.expression)
         rows = torch.arange(total) if total <= MAX_CELLS else torch.randperm(total)[:MAX_CELLS]
         self.rows = rows.to(self.expression.device)
-        self.density = self.given(np.arange(model.num_genes))
+        self.density = self.given(np.arange(few))
 
     def start(self) -> _State:
         """Random weights of the encoder; genes by variance where it tells of their place, else at random."""
@@ -114,11 +129,12 @@ class _Search:
             elif name in model.encoder.hidden:
                 vector[:, where] = model.encoder.hidden_weights()[name].reshape(1, -1).to(vector)
         if model.fixed_order is not None:
-            order = model.fixed_order
+            order = torch.isin(model.fixed_order, self.genes).nonzero()[:, 0]
+            order = torch.searchsorted(self.genes, model.fixed_order[order])
         elif model.noise == "equal":
             order = self.expression.var(0).argsort()
         else:
-            order = torch.randperm(model.num_genes)
+            order = torch.randperm(len(self.genes))
         return _State(order.cpu().numpy(), vector, -np.inf)
 
     def turn(self, state: _State, num_steps: int) -> _State:
@@ -160,6 +176,24 @@ class _Search:
         found = {name: value[0] for name, value in self.density.unpack(state.vector).items()}
         found |= {"edges": archetypes[:, off_diagonal], "intercepts": intercepts}
         return found | {"sigma": sigma[0] if noise == "equal" else sigma}
+
+    def sparse_values(self, state: _State, progress: bool) -> dict[str, Tensor]:
+        """`values` for many genes: their order by candidate regulators, and effects of these only."""
+        model, like = self.model, self.model.encoder.location
+        expression = self.all_genes.cpu().numpy()
+        mixture = self.mixture(state.vector, torch.arange(len(expression))).cpu().numpy()
+        score = SparseOrderScore(expression, mixture, model.noise)
+        if model.fixed_order is not None:
+            order = model.fixed_order.cpu().numpy()
+        else:
+            start = expression.var(0).argsort() if model.noise == "equal" else np.arange(model.num_genes)
+            order = climb(score, start, progress=progress, max_sweeps=MAX_SWEEPS)
+        archetypes, intercepts, variance = score.means(order)
+        off_diagonal = ~np.eye(model.num_genes, dtype=bool)
+        found = {name: value[0] for name, value in self.density.unpack(state.vector).items()}
+        sigma = np.sqrt(variance.mean() if model.noise == "equal" else variance)
+        new = {"edges": archetypes[:, off_diagonal], "intercepts": intercepts, "sigma": sigma}
+        return found | {name: torch.as_tensor(value).to(like) for name, value in new.items()}
 
     def given(self, order: Int[np.ndarray, " gene"]) -> LogDensity:
         """Posterior of the encoder given the order, on the cells of the search."""

@@ -81,14 +81,20 @@ def start_search(
     zero = model.encoder.location.new_zeros(())
     density = LogDensity(model, inputs, {"encoder_log_amplitude": zero})
     known = {**density.example, **start_values(start, model, inputs["covariates"])}
-    points = density.pack({name: known[name].to(zero.dtype).unsqueeze(0) for name in density.shapes})
+    points = density.pack({name: known[name].to(zero).unsqueeze(0) for name in density.shapes})
     if num_steps:
-        end = {name: Geometric(schedule(1.0), schedule(1.0)) for name, schedule in ANNEALING[type(model.acyclicity)].items()}
+        ends = {name: schedule(1.0) for name, schedule in ANNEALING[type(model.acyclicity)].items()}
         found = maximize(
-            density, points, num_steps=num_steps, learning_rate={name: 0.3 * r for name, r in SEARCH_RATES.items()},
-            schedules=end, scale=float(len(inputs["covariates"])), batch=BATCH, progress=progress,
+            density,
+            points,
+            num_steps=num_steps,
+            learning_rate={name: 0.3 * rate for name, rate in SEARCH_RATES.items()},
+            schedules={name: Geometric(value, value) for name, value in ends.items()},
+            scale=float(len(inputs["covariates"])),
+            batch=BATCH,
+            progress=progress,
             label="MAP from an earlier fit",
-        )  # fmt: skip
+        )
         return density, found
     with torch.no_grad():
         log_density = density(points, jacobian=False)
@@ -148,12 +154,12 @@ def _encoder_weights(
     """
     theta = {name: value for name, value in point.items() if name.startswith("encoder_")}
     one, two = old.encoder.state_dict(), new.state_dict()
-    same = type(old.encoder) is type(new) and all(torch.equal(value, two[name]) for name, value in one.items())
+    same = type(old.encoder) is type(new) and all(torch.equal(v.cpu(), two[name].cpu()) for name, v in one.items())
     if same:
         return {name: value for name, value in theta.items() if name != "encoder_log_amplitude"}
     with torch.no_grad():
-        eta = old.encoder(covariates, theta)
-        hidden = {name: theta.get(name, value) for name, value in new.hidden_weights().items()}
+        eta = old.encoder(covariates.to(old.encoder.location), theta).to(covariates)
+        hidden = {name: theta.get(name, value).to(covariates) for name, value in new.hidden_weights().items()}
         features = new.features(covariates, hidden).double()
         design = torch.cat([features, features.new_ones(len(features), 1)], 1)
         ridge = torch.full((design.shape[1],), RIDGE * len(design)).to(design)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 8_000_000
 """Numbers of a part; the peak is a few times as much."""
 ARCHETYPE_ELEMENTS = 32_000_000
-ACYCLIC_WORK = 4e9
+"""Numbers of the archetypes, all draws of some regulators, that cells are mixtures of."""
+ACYCLIC_WORK = 5e8
 Values = dict[str, Tensor]
 
 
@@ -111,7 +112,7 @@ def archetype_rows(
     for regulators in pieces(p, num_draws * K * p, ARCHETYPE_ELEMENTS):
         every = regulators.stop - regulators.start == p
         batches = []
-        for draws in pieces(num_draws, K * p * p, ARCHETYPE_ELEMENTS):
+        for draws in pieces(num_draws, K * p * p):
             with torch.no_grad():
                 W = model.archetypes_of(some(values, draws))
             batches.append(W if every else W[:, :, regulators].clone())

@@ -18,6 +18,7 @@ from ..inference.copies import float_dtype, make_pair, no_guide
 from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
 from ..inference.messengers import isolated
 from ..inference.options import check_counts
+from ..inference.schedules import WarmCosine
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
 from . import _notmad_plan as plan
@@ -69,11 +70,11 @@ def fit_notmad(
     posterior: Posterior = "auto",
     num_restarts: int = 8,
     num_steps: int = 1500,
-    num_orders: int = 8,
+    num_orders: int | None = None,
     num_warmup: int = 200,
     num_draws: int = 400,
-    num_guide_steps: int = 800,
-    num_bootstrap: int = 64,
+    num_guide_steps: int | None = None,
+    num_bootstrap: int = 96,
     full_encoder: bool = False,
     start: NOTMADFit | None = None,
     seed: int = 0,
@@ -105,11 +106,11 @@ def fit_notmad(
     num_restarts, num_steps
         Starts of stage 1 and their steps; the refits given orders take at most as many.
     num_orders
-        Orders drawn in stage 2; components (or chains) of the posterior.
+        Orders drawn in stage 2; components (or chains) of the posterior. By default 8, and 4 for many genes.
     num_warmup, num_draws
         Steps of HMC and draws kept of each chain.
     num_guide_steps
-        Steps of SVI of the mean-field guide.
+        Steps of SVI of the mean-field guide. By default 300, and 120 for many genes.
     num_bootstrap
         Draws of a projected model's posterior, in all.
     full_encoder
@@ -136,6 +137,9 @@ def fit_notmad(
     NumericalError
         If no start ends at finite numbers.
     """
+    usual = plan.usual_sizes(model)
+    num_orders = usual["num_orders"] if num_orders is None else num_orders
+    num_guide_steps = usual["num_guide_steps"] if num_guide_steps is None else num_guide_steps
     check_counts(
         num_restarts=num_restarts, num_steps=num_steps, num_orders=num_orders, num_warmup=num_warmup,
         num_draws=num_draws, num_guide_steps=num_guide_steps, num_bootstrap=num_bootstrap,
@@ -213,6 +217,7 @@ class _Plan:
         self.model, self.inputs, self.template, self.start = model, inputs, template, start
         self.store, self.seed, self.progress, self.num_steps = store, seed, progress, num_steps
         self.num_cells = len(inputs["expression"])
+        self.fitted_orders = np.empty((0, 0), dtype=int)  # under which stage 2 has found the mode
         self.plain = plan.without_logits(model)  # stages before the posterior know no cells with logits of their own
 
     def search(self, num_restarts: int) -> None:
@@ -249,6 +254,7 @@ class _Plan:
         order, point = plan.find_order(
             self.plain, self.inputs, self.point, num_steps=min(600, self.num_steps), progress=self.progress
         )
+        self.fitted_orders = order[None]
         orders = plan.draw_orders(
             self.plain, self.inputs, order, point, num_orders=num_orders, seed=self.seed, progress=self.progress
         )
@@ -277,14 +283,17 @@ class _Plan:
     ) -> NOTMADFit:
         unique, counts = plan.distinct(orders)
         density, starts = plan.given_orders(self.plain, self.inputs, unique, point)
-        mode = plan.joint_map(
-            density, starts, self.num_cells, num_steps=min(400, self.num_steps), progress=self.progress
-        )
+        points = starts
+        if not np.array_equal(unique, self.fitted_orders):
+            num_steps = plan.REFIT_STEPS if self.fitted_orders.size else plan.FIT_STEPS  # near a mode or not
+            points = plan.joint_map(
+                density, starts, self.num_cells, num_steps=min(num_steps, self.num_steps), progress=self.progress
+            ).points
         values = {
             name: value.reshape(len(unique), *value.shape[value.dim() - density.event_dims[name] :])
-            for name, value in density.unpack(mode.points).items()
+            for name, value in density.unpack(points).items()
         }
-        like = mode.points
+        like = points
         if self.model.mixture_prior is not None:
             values["mixture_scale"] = like.new_full((len(unique),), 0.3)
         weights = torch.as_tensor(counts, dtype=like.dtype)
@@ -294,8 +303,9 @@ class _Plan:
             guide.to(like.device),
             data,
             num_steps=num_guide_steps,
-            batch_size=min(plan.BATCH[1], self.num_cells),
-            learning_rate={"*scale.*": 2e-2, "*": 5e-3},
+            batch_size=min(plan.guide_cells(self.model), self.num_cells),
+            learning_rate={"*scale.*": 4e-2, "*": 1e-2},
+            schedules={"learning_rate": WarmCosine(0.02, 0.3)},
             seed=self.seed,
             device=like.device,
             progress=self.progress,

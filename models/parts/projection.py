@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-__all__ = ["Projection", "is_acyclic", "project", "topological_order"]
+__all__ = ["Projection", "is_acyclic", "kept_edges", "project", "topological_order"]
 
 _CHUNK_ENTRIES = 2**24  # entries of weights worked on at a time
 _PACKED_GENES = 64  # up to here a row of reachability is one integer
@@ -73,15 +73,42 @@ def project(weights: Float[Tensor, "*batch p p"]) -> Projection:
     batch, p = weights.shape[:-2], weights.shape[-1]
     diagonal = torch.eye(p, dtype=torch.bool, device=weights.device)
     loopless = weights.detach().masked_fill(diagonal, 0.0).reshape(-1, p, p)
-    chunks = loopless.split(max(1, _CHUNK_ENTRIES // max(1, p * p)))
-    packed = p <= _PACKED_GENES and weights.device.type == "cpu"
-    allowed = _allowed_pairs_packed if packed else _allowed_pairs
-    networks = torch.cat([chunk.masked_fill(~allowed(chunk.abs()), 0.0) for chunk in chunks])
+    networks = loopless.masked_fill(~kept_edges(loopless), 0.0)
     removed = (loopless - networks).abs().flatten(1)
     total = loopless.abs().sum((-2, -1))
     threshold = removed.amax(-1) if p else total
     share = removed.sum(-1) / torch.where(total > 0, total, torch.ones_like(total))
     return Projection(networks.reshape(weights.shape), threshold.reshape(batch), share.reshape(batch))
+
+
+@torch.no_grad()
+def kept_edges(weights: Float[Tensor, "*batch p p"]) -> Bool[Tensor, "*batch p p"]:
+    """Which entries `project` keeps where they are not 0, for weights that need no check.
+
+    Parameters
+    ----------
+    weights
+        Finite weights with a zero diagonal, shape (..., p, p).
+
+    Returns
+    -------
+    Tensor
+        True for entries that may stay; of the diagonal and of entries that are 0 it says nothing.
+    """
+    p = weights.shape[-1]
+    chunks = weights.detach().abs().reshape(-1, p, p).split(max(1, _CHUNK_ENTRIES // max(1, p * p)))
+    packed = p <= _PACKED_GENES and weights.device.type == "cpu"
+    allowed = _allowed_pairs_packed if packed else _allowed_pairs_of_cyclic
+    return torch.cat([allowed(chunk) for chunk in chunks]).reshape(weights.shape)
+
+
+def _allowed_pairs_of_cyclic(magnitude: Float[Tensor, "graph p p"]) -> Bool[Tensor, "graph p p"]:
+    """All pairs of graphs that are acyclic as they are: a pass a gene tells, where the search takes one an edge."""
+    cyclic = ~is_acyclic(magnitude)
+    allowed = torch.ones_like(magnitude, dtype=torch.bool)
+    if bool(cyclic.any()):
+        allowed[cyclic] = _allowed_pairs(magnitude[cyclic])
+    return allowed
 
 
 def _allowed_pairs(magnitude: Float[Tensor, "graph p p"]) -> Bool[Tensor, "graph p p"]:
@@ -121,7 +148,7 @@ def _reach_by_rank(magnitude: Float[np.ndarray, "graph p p"]) -> Bool[np.ndarray
     count, p, _ = magnitude.shape
     entry, positive = _by_decreasing_size(magnitude.reshape(count, p * p))
     positive = positive[positive.any(1)]  # a prefix of the ranks
-    width: type = np.uint16 if p <= 16 else np.uint32 if p <= 32 else np.uint64
+    width: np.dtype[Any] = np.dtype("uint16" if p <= 16 else "uint32" if p <= 32 else "uint64")
     regulator, target = np.divmod(entry[: len(positive)], max(p, 1))
     shift, kept_if_open = regulator.astype(width), positive.astype(width)
     place = target * count + np.arange(count)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .errors import NumericalError
-from .projection import project
+from .projection import kept_edges
 from .sem_likelihoods import GaussianSEM, SEMLikelihood
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class MixtureSEM(TorchDistribution):
         if self.kept is not None:
             return self.kept
         # A weight that is not finite stays so in the product, for the routine to see.
-        return project(torch.nan_to_num(mixed)).networks != 0
+        return kept_edges(torch.nan_to_num(mixed.detach()))
 
     def intercepts(self) -> Float[Tensor, "*batch cell gene"]:
         """b_i of every cell."""
