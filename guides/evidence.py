@@ -79,6 +79,6 @@ class _Evidence(torch.autograd.Function):
         return (value - log_dets).to(mixture.dtype), coefficients, rss
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return upstream[0] * gradient, None, None

@@ -97,7 +97,8 @@ class SparseOrderScore:
         Float[np.ndarray, "archetype regulator target"], Float[np.ndarray, "archetype gene"], Float[np.ndarray, " gene"]
     ]:
         """Posterior means of archetypes and intercepts given an order, and noise variances."""
-        K, p, seen = self.num_archetypes, self.num_genes, set()
+        K, p = self.num_archetypes, self.num_genes
+        seen: set[int] = set()
         archetypes, intercepts, variances = np.zeros((K, p, p)), np.zeros((K, p)), np.empty(p)
         for gene in map(int, order):
             regulators = sorted(self.candidates[gene] & seen)

@@ -101,6 +101,10 @@ class NOTMAD(torch.nn.Module):
         If a size, an option or the order is not usable, or options exclude each other.
     """
 
+    mixture_scale: Tensor | None
+    fixed_order: Tensor | None
+    acyclicity: AcyclicityFactor | OrderMask | None
+
     def __init__(
         self,
         num_genes: int,
@@ -134,10 +138,12 @@ class NOTMAD(torch.nn.Module):
         self.edge_prior = Prior(edge_prior or SpikeSlab(0.3, 0.8, 0.05))
         self.intercept_prior = Prior(intercept_prior or dist.Normal(0.0, 1.0))
         self.noise_prior = Prior(noise_prior or dist.LogNormal(0.0, 0.5))
-        fixed = mixture_scale is None or isinstance(mixture_scale, (int, float))
-        self.mixture_prior = None if fixed else Prior(mixture_scale)  # type: ignore[arg-type]
-        number = float(mixture_scale) if fixed and mixture_scale is not None else None  # type: ignore[arg-type]
-        self.register_buffer("mixture_scale", None if number is None else torch.tensor(number))
+        self.mixture_prior: Prior | None = None
+        self.register_buffer("mixture_scale", None)
+        if isinstance(mixture_scale, (int, float)):
+            self.mixture_scale = torch.tensor(float(mixture_scale))
+        elif mixture_scale is not None:
+            self.mixture_prior = Prior(mixture_scale)
         self._set_order(order)
         self._check()
 
@@ -314,8 +320,8 @@ class NOTMAD(torch.nn.Module):
         theta = {name: value.unsqueeze(1) for name, value in flat.items() if name.startswith("encoder")}
         eta = self.encoder(covariates, theta)
         if self.has_logits:
-            tau_z = flat.get("mixture_scale", self.mixture_scale).reshape(-1, 1, 1)
-            eta = eta + tau_z * torch.randn_like(eta)
+            tau_z = flat["mixture_scale"] if self.mixture_scale is None else self.mixture_scale
+            eta = eta + tau_z.reshape(-1, 1, 1) * torch.randn_like(eta)
         return MIXING[self.mixing](eta)
 
     def networks_of(

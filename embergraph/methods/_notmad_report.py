@@ -36,7 +36,7 @@ def network_report(fit: NOTMADFit, table: xr.Dataset, data: xr.Dataset) -> xr.Da
     }
     if "num_modes" in fit.settings:
         rows["modes"] = float(fit.settings["num_modes"])
-    if fit.draws is not None and "bootstrap" not in fit.settings["routine"]:  # whose draws are independent
+    if fit.draws is not None and "bootstrap" not in fit.settings.get("routine", ""):  # whose draws are independent
         rows["network_rhat"] = network_rhat(fit, few)
     extra = {key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items() if not math.isnan(value)}
     return table.assign(extra)

@@ -108,6 +108,9 @@ class SharedSpikeSlab(StructuredPrior):
     """
 
     kind = "shared_spike_slab"
+    slab_probability: Tensor
+    slab_scale: Tensor
+    spike_scale: Tensor
 
     def __init__(self, slab_probability: float = 0.3, slab_scale: float = 0.8, spike_scale: float = 0.05) -> None:
         super().__init__()

@@ -89,6 +89,7 @@ class StudentSEM(SEMLikelihood):
     """
 
     kind = "student"
+    degrees_of_freedom: Tensor
 
     def __init__(self, degrees_of_freedom: float | TorchDistributionMixin = 4.0) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ class StudentSEM(SEMLikelihood):
             self.prior.check("degrees_of_freedom", (), positive=True)
         elif not (isinstance(degrees_of_freedom, (int, float)) and 0 < degrees_of_freedom < math.inf):
             raise DataError(f"degrees_of_freedom: found {degrees_of_freedom!r}; wanted a positive number or a prior")
-        number = 0.0 if self.prior is not None else float(degrees_of_freedom)  # type: ignore[arg-type]
+        number = 0.0 if self.prior is not None else float(degrees_of_freedom)
         self.register_buffer("degrees_of_freedom", torch.tensor(number))
 
     def parameters_drawn(self) -> dict[str, Tensor]:
