@@ -49,7 +49,7 @@ def growth(options: argparse.Namespace) -> Tables:
 
 def large(options: argparse.Namespace) -> Tables:
     """The paper's largest size, float32, one order, networks from 32 draws."""
-    plan = {"posterior": "mean_field", "num_restarts": 2, "num_orders": 1, "num_steps": 300, "num_guide_steps": 200}
+    plan = {"posterior": "mean_field", "num_restarts": 1, "num_orders": 1, "num_steps": 200, "num_guide_steps": 100}
     return {"Large": [measured(LARGE, options.seeds[0], plan, 32, single=True)]}
 
 

@@ -165,7 +165,8 @@ print(f"\nMap: posterior spread of a cell {width.mean():.2f}, spread of cells {s
 # If edges are causal (no unmeasured common causes, no feedback), setting a gene to a value cuts its regulators off and
 # lets the rest of the network respond. `fit.do` predicts this for cells of which only covariates are known, and
 # `fit.total_effects` sums the effects over all paths. Here the truth can be asked: we do the experiment in the
-# simulator, with its networks cut in the same way.
+# simulator, with its networks cut in the same way. Read the genes together: errors run along the network, so where one
+# effect is off, those behind it are too.
 
 # %%
 total = fit.total_effects(test, average=True, scale="original")

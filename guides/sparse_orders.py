@@ -18,8 +18,9 @@ from .orders import EDGE_VARIANCE, INTERCEPT_VARIANCE, Noise, after, before
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-NUM_ROUNDS = 4
+NUM_ROUNDS = 3
 PER_ROUND = 8
+ROUNDING = 1e-5  # of the Gram matrix, relative to its diagonal
 
 
 class SparseOrderScore:
@@ -42,7 +43,7 @@ class SparseOrderScore:
     ) -> None:
         self.num_cells, self.num_genes = expression.shape
         self.num_archetypes, self.noise = mixture.shape[1], noise
-        # Single precision: the matrix is large, and its error is far below that of the priors added before solving.
+        # Single precision, since the matrix is large; `ROUNDING` keeps it positive definite.
         X, Z = expression.astype(np.float32), mixture.astype(np.float32)
         regressors = np.concatenate([np.ones((self.num_cells, 1), np.float32), X], 1)
         features = (regressors[:, :, None] * Z[:, None, :]).reshape(self.num_cells, -1)
@@ -128,6 +129,7 @@ class SparseOrderScore:
         K = self.num_archetypes
         rows = (np.array([0, *(a + 1 for a in regulators)])[:, None] * K + np.arange(K)).ravel()
         gram = self._gram[np.ix_(rows, rows)].astype(float)
+        gram[np.diag_indices_from(gram)] *= 1 + ROUNDING
         gram[np.diag_indices_from(gram)] += 1 / self._variance(len(rows))
         return rows, cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)
 
@@ -146,7 +148,7 @@ class SparseOrderScore:
 
 
 def screened(score: SparseOrderScore) -> list[set[int]]:
-    """Candidates of every gene: in each round those that explain most of what is left of it; made symmetric."""
+    """Candidates of every gene: in each round those that explain most of what is left of it."""
     K, p = score.num_archetypes, score.num_genes
     chosen: list[list[int]] = [[] for _ in range(p)]
     blocks = np.stack([score._gram[K * a : K * a + K, K * a : K * a + K] for a in range(1, p + 1)]).astype(float)
@@ -164,8 +166,4 @@ def screened(score: SparseOrderScore) -> list[set[int]]:
             gain[chosen[gene], gene] = -np.inf
             new = np.argsort(-gain[:, gene], kind="stable")[:PER_ROUND]
             chosen[gene] += [int(a) for a in new if np.isfinite(gain[a, gene])]
-    candidates = [set(some) for some in chosen]
-    for gene, some in enumerate(chosen):
-        for other in some:
-            candidates[other].add(gene)
-    return candidates
+    return [set(some) for some in chosen]

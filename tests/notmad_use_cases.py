@@ -11,6 +11,7 @@ import xarray as xr
 from pyro import poutine
 
 import embergraph as eg
+from embergraph import models
 from embergraph.inference import StoredDraws
 from embergraph.inference.inputs import Template
 from embergraph.inference.messengers import isolated, latent_sites
@@ -20,6 +21,12 @@ QUICK: dict[str, Any] = {
     "num_restarts": 2, "num_steps": 150, "num_orders": 3, "num_warmup": 20, "num_draws": 40, "num_guide_steps": 100,
     "progress": False,
 }  # fmt: skip
+FORMS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "projected": {"order": "projected"},
+    "low rank": {"archetypes": models.LowRankArchetypes(2), "mixing": "entmax15"},
+    "nam": {"encoder": "nam", "noise": "equal"},
+}
 GENES = ["Raf", "Mek", "Erk", "Akt"]
 
 
@@ -62,3 +69,14 @@ def from_prior(
     template = Template.of(model.schema, train)
     draws = StoredDraws(values, {"lp": np.zeros((1, num_draws))})
     return eg.NOTMADFit(model, None, model.schema, template, draws=draws, settings={"routine": "prior"})
+
+
+def draws_of(fit: eg.NOTMADFit, frame: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Z, W_i and b_i (draw, cell, ...) by the model itself."""
+    values, C = fit.global_draws(None), torch.as_tensor(fit.encode(frame)["covariates"].values)
+    W, b = fit.model.networks_of(C, values)
+    return fit.model.mixture_of(C, values).numpy(), W.numpy(), b.numpy()
+
+
+def close(found: Any, wanted: Any) -> None:
+    np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-9)

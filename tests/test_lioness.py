@@ -133,7 +133,7 @@ def test_the_number_of_neighbours_is_chosen_without_a_cells_own_network() -> Non
 
 def test_structure_refits_are_population_fits_without_and_with_a_cell() -> None:
     train, test = split(cells(2, num_cells=12, mean=0.0))
-    options = {"remove_covariate_means": False, **FAST}
+    options = {"remove_covariate_means": False, "method": "notears", "l1": 0.2}
     fitted = LIONESS(refits="structure", held_out="expression", **options).fit(train)
 
     def network(x: np.ndarray) -> np.ndarray:

@@ -334,7 +334,8 @@ def test_ctrl_c_returns_what_is_fitted(stage: str, monkeypatch: pytest.MonkeyPat
     if stage == "search":
         calls = iter(range(100))
         monkeypatch.setattr(
-            "embergraph.inference.maximum._gradient", lambda leaf: stop() if next(calls) > 40 else leaf.grad
+            "embergraph.methods._notmad_search.climb",
+            lambda score, order, **_: stop() if next(calls) > 1 else order,
         )
     else:
         monkeypatch.setattr(f"embergraph.methods._notmad_plan.{'climb' if stage == 'orders' else 'whitened_hmc'}", stop)

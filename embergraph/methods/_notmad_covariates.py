@@ -13,6 +13,7 @@ from ..inference.inputs import as_dataset
 from ..models.notmad import NOTMAD
 from ..models.parts.errors import DataError
 from ..validation import check_unique
+from ._notmad_labels import aligned
 from ._notmad_stream import Values
 
 if TYPE_CHECKING:
@@ -90,10 +91,14 @@ class ReadsCovariates(Fit):
         return np.asarray(table.values, dtype=float), cells
 
     def _values(self, num_samples: int | None, seed: int) -> Values:
-        """Draws of the sites that networks are made of; one draw if all are equal, as those of a point estimate."""
+        """Draws of the sites that networks are made of, archetypes under the same label in all chains.
+
+        One draw if all are equal, as those of a point estimate.
+        """
         values = self.global_draws(num_samples, seed)
-        same = all(bool((value == value[:1]).all()) for value in values.values())
-        return {name: value[:1] for name, value in values.items()} if same else values
+        if all(bool((value == value[:1]).all()) for value in values.values()):
+            return {name: value[:1] for name, value in values.items()}
+        return aligned(self.model, values, 1 if self.draws is None else self.stored.shape[0])
 
 
 def check_interval(interval: float | None) -> None:

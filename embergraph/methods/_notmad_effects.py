@@ -16,8 +16,8 @@ from ..encoding import factors_of
 from ..models.parts.encoders import Encoder, GPEncoder
 from ..models.parts.errors import DataError
 from ..validation import listed
-from ._notmad_covariates import Covariates, ReadsCovariates, check_interval, check_scale
-from ._notmad_networks import Scale
+from ._notmad_covariates import Covariates, check_interval, check_scale
+from ._notmad_networks import Networks, Scale
 from ._notmad_stream import (
     Values,
     archetype_rows,
@@ -40,7 +40,7 @@ DESIGN = 1024
 """Points of the training range on which the share of interactions is measured."""
 
 
-class CovariateEffects(ReadsCovariates):
+class CovariateEffects(Networks):
     """Effect curves of `NOTMADFit`."""
 
     def covariate_effects(
@@ -169,7 +169,7 @@ class CovariateEffects(ReadsCovariates):
 
     def _edge_factor(self, edges: Sequence[Edge], scale: Scale) -> Float[np.ndarray, " edge"]:
         a, b = self._pairs(edges)
-        size = self.standardizer.scale if scale == "original" else np.ones(len(self.gene_names))  # type: ignore[attr-defined]
+        size = self.standardizer.scale if scale == "original" else np.ones(len(self.gene_names))
         return size[b] / size[a]
 
 

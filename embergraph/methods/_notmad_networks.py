@@ -177,8 +177,8 @@ class Networks(ReadsCovariates):
     def mixture(self, covariates: Covariates, *, num_samples: int = 400, seed: int = 0) -> xr.Dataset:
         """Archetype weights of any cells: posterior mean and 90 % interval, (cell, archetype).
 
-        Archetypes have no names of their own: labels may permute between restarts, and between the orders of one
-        posterior they are kept apart only by the common start of all components.
+        Archetypes have no names of their own: labels may permute between restarts. Between the chains of one posterior
+        they are matched; between the orders of a guide the common start of all components keeps them apart.
         """
         table, cells = self._covariates(covariates)
         values = self._values(num_samples, seed)

@@ -22,7 +22,7 @@ from ..models.notmad import NOTMAD
 from ..models.parts.acyclicity_factor import AcyclicityFactor, OrderMask, Scope
 from ..models.parts.priors import Prior
 from ..models.parts.projection import is_acyclic, project, topological_order
-from ._notmad_search import has_many_genes
+from ._notmad_search import collapses, has_many_genes
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -251,9 +251,10 @@ def distinct(orders: Int[np.ndarray, "draw gene"]) -> tuple[Int[np.ndarray, "com
 
 
 def usual_sizes(model: NOTMAD) -> dict[str, int]:
-    """Orders and steps of the guide by default: fewer where each costs more, and orders differ in few genes."""
+    """Starts, orders and steps of the guide by default: fewer where each costs more, and orders differ in few genes."""
     few = model.num_archetypes * model.num_genes <= SMALL
-    return {"num_orders": 8 if few else 4, "num_guide_steps": 300 if few else 120}
+    starts = (4 if few else 2) if collapses(model) else 8
+    return {"num_restarts": starts, "num_orders": 8 if few else 4, "num_guide_steps": 300 if few else 120}
 
 
 def guide_cells(model: NOTMAD) -> int:

@@ -33,7 +33,7 @@ SEARCH_STEPS = 800
 TUNING_STEPS = 400
 TUNING_RATE = 5e-3
 DRAW_STEPS = 100
-DRAW_RATE = 1.5e-2
+DRAW_RATES = {"": 1.5e-2, "encoder_weights": 6e-2, "encoder_bias": 6e-2}  # whose priors move far
 HOLD_STEPS = 15  # steps of an optimiser between two projections
 NEAR = 10.0  # nats from the best point within which others are starts of draws, too
 MOST_STARTS = 4
@@ -173,7 +173,7 @@ class _Projected:
         job = self.job
         return self.density.climb(
             lambda: maximize(
-                density, starts, num_steps=min(DRAW_STEPS, job.num_steps), learning_rate=DRAW_RATE,
+                density, starts, num_steps=min(DRAW_STEPS, job.num_steps), learning_rate=DRAW_RATES,
                 scale=float(job.num_cells), batch=plan.BATCH, progress=job.progress, label=label,
             )
         )  # fmt: skip

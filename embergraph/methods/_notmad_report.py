@@ -56,7 +56,7 @@ def num_orders(fit: NOTMADFit) -> int:
     if fit.model.fixed_order is not None:
         return 1
     if fit.draws is None:
-        return len(fit.guide.orders)
+        return len(getattr(fit.guide, "orders", ()))
     orders = fit.draws.values["order"]
     return len(np.unique(orders.reshape(-1, orders.shape[-1]).cpu().numpy(), axis=0))
 

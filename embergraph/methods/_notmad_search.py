@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 MAX_FEATURES = 2000  # archetypes x genes, whose Gram matrix is factorised in every step
-FEW_FEATURES = 480  # the same, of the genes that the encoder is searched on where there are more
+FEW_FEATURES = 320  # the same, of the genes that the encoder is searched on where there are more
 MAX_CELLS = 2048  # to search on; later stages take all
-MAX_SWEEPS = 5  # over the order of many genes
+MAX_SWEEPS = 3  # over the order of many genes
 FIRST_STEPS, LATER_STEPS, NUM_TURNS = 12, 60, 6
-NUM_FINALISTS = 2
+MANY_FEATURES = 80  # archetypes x genes above which starts agree so well that one is finished, not two
 TOLERANCE = 1e-6
 SPREAD = 0.45  # of the encoder's weights at a start
 
@@ -49,8 +49,8 @@ def search_order(
 ) -> tuple[LogDensity, Maximum]:
     """Order and encoder of the highest evidence, edges, intercepts and noise integrated out.
 
-    From each start the order climbs given the mixture and then the encoder given the order; the two best starts go on
-    in turns until the order stays. Without the edges starts agree where those of a joint search do not. With many genes
+    From each start the order climbs given the mixture and then the encoder given the order; the best two starts go on
+    in turns (of more than 80 archetypes x genes the best one) until the order stays. Without the edges starts agree where those of a joint search do not. With many genes
     this is done for those that vary most, and all genes are put in order once, given the encoder.
 
     Parameters
@@ -74,12 +74,13 @@ def search_order(
         Ctrl-C the best so far.
     """
     search, states, interrupted = _Search(model, inputs), [], False
-    bar = tqdm(total=num_restarts + NUM_FINALISTS, desc=f"orders, {num_restarts} starts", disable=not progress)
+    num_finalists = 2 if model.num_archetypes * model.num_genes <= MANY_FEATURES else 1
+    bar = tqdm(total=num_restarts + num_finalists, desc=f"orders, {num_restarts} starts", disable=not progress)
     try:
         for _ in range(num_restarts):
             states.append(search.turn(search.start(), FIRST_STEPS))
             bar.update()
-        for place in np.argsort([-state.score for state in states], kind="stable")[:NUM_FINALISTS]:
+        for place in np.argsort([-state.score for state in states], kind="stable")[:num_finalists]:
             states[place] = search.finish(states[place])
             bar.update()
     except KeyboardInterrupt:

@@ -68,7 +68,7 @@ def fit_notmad(
     data: xr.Dataset,
     *,
     posterior: Posterior = "auto",
-    num_restarts: int = 8,
+    num_restarts: int | None = None,
     num_steps: int = 1500,
     num_orders: int | None = None,
     num_warmup: int = 200,
@@ -83,10 +83,12 @@ def fit_notmad(
 ) -> NOTMADFit:
     """Fit NOTMAD by the plan that was measured best.
 
-    1. MAP of the relaxed model from several starts at once, the acyclicity weight annealed. A relaxed `model` (order
-       None) stops here: the point estimate of the paper, under the model's own priors.
-    2. Search over orders by a collapsed score, alternating with the joint MAP given the order under the user's priors;
-       then Metropolis sampling of orders.
+    1. Order of the genes and weights of the encoder in turns from several starts, edges and noise integrated out (by
+       Gaussian equations, whatever the likelihood). Where edges cannot be (archetypes of low rank or of factors) and
+       for a relaxed `model` (order None): MAP of the relaxed model from several starts at once, the acyclicity weight
+       annealed. A relaxed model stops here: the point estimate of the paper, under the model's own priors.
+    2. Joint MAP given the order under the user's priors, alternating with the search over orders; then Gibbs sampling
+       of orders. With more than 2000 archetypes x genes, one order is found among candidate regulators, and kept.
     3. Posterior given each sampled order, by HMC in whitened coordinates (one chain an order) or by a mean-field guide.
 
     A projected model takes another way from half as many starts: MAP of the relaxed model with the likelihood of cyclic
@@ -104,7 +106,8 @@ def fit_notmad(
         where cells have logits of their own. A projected model: ``"bootstrap"`` (also ``"auto"``) or, for a handful of
         genes and few cells, ``"hmc"``.
     num_restarts, num_steps
-        Starts of stage 1 and their steps; the refits given orders take at most as many.
+        Starts of stage 1 and their steps; the refits given orders take at most as many. By default 8 starts, and 4, or 2
+        for many genes, where edges are integrated out.
     num_orders
         Orders drawn in stage 2; components (or chains) of the posterior. By default 8, and 4 for many genes.
     num_warmup, num_draws
@@ -138,6 +141,7 @@ def fit_notmad(
         If no start ends at finite numbers.
     """
     usual = plan.usual_sizes(model)
+    num_restarts = usual["num_restarts"] if num_restarts is None else num_restarts
     num_orders = usual["num_orders"] if num_orders is None else num_orders
     num_guide_steps = usual["num_guide_steps"] if num_guide_steps is None else num_guide_steps
     check_counts(
