@@ -85,7 +85,7 @@ def summaries_of(
     Some entries at a time, which then stay in the cache: three times as fast as all at once.
     """
     flat = draws.reshape(len(draws), -1)
-    place = np.asarray(probabilities, dtype=float) * (len(flat) - 1)
+    place = (np.asarray(probabilities, dtype=float) * (len(flat) + 1) - 1).clip(0, len(flat) - 1)
     low = np.floor(place).astype(int)
     high = np.minimum(low + 1, len(flat) - 1)
     share = (place - low).astype(flat.dtype)
@@ -107,7 +107,11 @@ def summaries_of(
 def quantiles_of(
     draws: Float[Tensor, "draw *entry"] | Float[np.ndarray, "draw *entry"], probabilities: Sequence[float]
 ) -> Float[np.ndarray, "quantile *entry"]:
-    """Quantiles over the first axis, interpolated linearly."""
+    """Quantiles over the first axis, the k-th of n draws at k / (n + 1).
+
+    Between two such ends one more draw lies with the probability that is asked for, whatever n (type 6 of Hyndman and
+    Fan); with numpy's default a 90 % interval of 96 draws holds 88 %.
+    """
     return summaries_of(draws.cpu().numpy() if isinstance(draws, Tensor) else draws, probabilities)[1]
 
 
