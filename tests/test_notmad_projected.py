@@ -233,3 +233,20 @@ def test_held_structure_is_renewed_and_let_go() -> None:
     with pytest.raises(ZeroDivisionError):
         density.climb(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     assert model.kept is None
+
+
+def test_modes_name_their_archetypes_alike() -> None:
+    train, _ = cells(3)
+    model = NOTMAD.for_data(train, 3, order="projected")
+    inputs = inputs_of(train)
+    density = projected.HeldStructure(model, inputs, {"encoder_log_amplitude": torch.zeros(()).double()})
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(1, density.num_dims, generator=generator, dtype=torch.double)
+    renamed = projected.sites(density, first)
+    order = torch.tensor([2, 0, 1])
+    for name, axis in (("edges", 1), ("intercepts", 1), ("encoder_weights", 2), ("encoder_bias", 1)):
+        renamed[name] = renamed[name].index_select(axis, order)
+    both = torch.cat([first, density.pack(renamed)])
+    torch.testing.assert_close(*density.exactly(both))
+    assert not torch.allclose(*both)
+    torch.testing.assert_close(*projected.aligned(density, both))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from pyro.infer.autoguide import AutoDelta, init_to_value
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..inference import StoredDraws
@@ -143,7 +144,7 @@ class _Projected:
 
     def modes(self) -> Float[Tensor, "start dim"]:
         """The tuned points that are as good as the best one, as far as the search can tell."""
-        return self.points[self.log_density >= self.log_density[0] - NEAR][:MOST_STARTS]
+        return aligned(self.density, self.points[self.log_density >= self.log_density[0] - NEAR][:MOST_STARTS])
 
     def bootstrap(self, num_draws: int) -> NOTMADFit:
         """Modes of perturbed posteriors, each from one of the tuned points."""
@@ -219,12 +220,30 @@ class _Projected:
         return fit
 
 
+def aligned(density: HeldStructure, points: Float[Tensor, "start dim"]) -> Float[Tensor, "start dim"]:
+    """The same points with archetypes renamed such that their weights in the cells are closest to the first point's.
+
+    Restarts name archetypes at random; means over draws of several modes speak of one name only after this.
+    """
+    values = sites(density, points)
+    with torch.no_grad():
+        held = {name: value.expand(len(points), *value.shape) for name, value in density.fixed.items()}
+        Z = density.projected.mixture_of(density.inputs["covariates"], values | held).mT  # (start, archetype, cell)
+    for i in range(1, len(points)):
+        _, match = linear_sum_assignment(torch.cdist(Z[0], Z[i]).square().cpu().numpy())
+        for name, value in values.items():
+            dims = density.projected.schema.site_dims.get(name, ())
+            if "archetype" in dims:
+                value[i] = value[i].index_select(dims.index("archetype"), torch.as_tensor(match, device=value.device))
+    return density.pack(values)
+
+
 def sites(density: LogDensity, points: Float[Tensor, "draw dim"]) -> dict[str, Tensor]:
     """Constrained values shaped (draw, *event)."""
     with torch.no_grad():
         return {
-            name: value.reshape(len(points), *value.shape[value.dim() - density.event_dims[name] :])
-            for name, value in {**density.unpack(points)}.items()
+            name: value.reshape(len(points), *value.shape[value.dim() - density.event_dims[name] :]).clone()
+            for name, value in density.unpack(points).items()
         }
 
 

@@ -49,10 +49,10 @@ def search_order(
 ) -> tuple[LogDensity, Maximum]:
     """Order and encoder of the highest evidence, edges, intercepts and noise integrated out.
 
-    From each start the order climbs given the mixture and then the encoder given the order; the best two starts (of more
-    than 80 archetypes x genes the best one) go on in turns until the order stays. Without the edges starts agree where
-    those of a joint search do not. With more than 2000 archetypes x genes this is done for the genes that vary most, and
-    all genes are put in order once, given the encoder, each with a few candidate regulators.
+    From each start the order climbs given the mixture and then the encoder given the order; the best two starts (the
+    best one of more than 80 archetypes x genes) go on in turns until the order stays. Without the edges starts agree
+    where those of a joint search do not. With more than 2000 archetypes x genes this is done for the genes that vary
+    most, and all genes are put in order once, given the encoder, each with a few candidate regulators.
 
     Parameters
     ----------

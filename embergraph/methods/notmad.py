@@ -106,8 +106,8 @@ def fit_notmad(
         where cells have logits of their own. A projected model: ``"bootstrap"`` (also ``"auto"``) or, for a handful of
         genes and few cells, ``"hmc"``.
     num_restarts, num_steps
-        Starts of stage 1 and their steps; the refits given orders take at most as many. By default 8 starts; 4, or 2 for
-        many genes, where edges are integrated out.
+        Starts of stage 1 and their steps; the refits given orders take at most as many. By default 8 starts; where
+        edges are integrated out 4, or 2 for many genes.
     num_orders
         Orders drawn in stage 2; components (or chains) of the posterior. By default 8, and 4 for many genes.
     num_warmup, num_draws
