@@ -12,7 +12,7 @@ that is summed up along the same rows. Hence all p places of a gene are scored b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 EDGE_VARIANCE = 0.3
 INTERCEPT_VARIANCE = 1.0
 Noise = Literal["equal", "free"]
+
+
+class ScoresOrders(Protocol):
+    """What the search and the sampler ask of a score."""
+
+    num_genes: int
+
+    def __call__(self, order: Int[np.ndarray, " gene"]) -> float:
+        """Log score of an order."""
+        ...
+
+    def places(self, others: Int[np.ndarray, " other"], gene: int) -> Float[np.ndarray, " gene"]:
+        """Log scores of the orders that have `gene` at each place among `others`."""
+        ...
 
 
 class OrderScore:
@@ -122,7 +136,7 @@ def after(values: Float[np.ndarray, " other"]) -> Float[np.ndarray, " place"]:
 
 
 def climb(
-    score: OrderScore, order: Int[np.ndarray, " gene"], *, progress: bool = True, max_sweeps: int = 50
+    score: ScoresOrders, order: Int[np.ndarray, " gene"], *, progress: bool = True, max_sweeps: int = 50
 ) -> Int[np.ndarray, " gene"]:
     """Ascent over "take a gene out, insert it where it scores best", gene by gene until none wants to move."""
     order = np.asarray(order)
@@ -143,7 +157,7 @@ def climb(
 
 
 def sample_orders(
-    score: OrderScore,
+    score: ScoresOrders,
     start: Int[np.ndarray, " gene"],
     *,
     num_orders: int = 8,
