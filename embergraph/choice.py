@@ -16,7 +16,6 @@ from .metrics import held_out_mse
 from .models.med_magma import MEDMAGMA
 from .models.parts.errors import DataError, NumericalError, SchemaError
 from .splitting import random_split
-from .validation import listed
 
 RULE = "largest mean held-out log density; of those within one standard error of it, the first listed"
 
@@ -170,7 +169,9 @@ def choice_table(fit: Fit) -> xr.Dataset:
 
 def _check(models: Mapping[str, Any]) -> None:
     if not isinstance(models, Mapping) or len(models) < 2:
-        raise DataError(f"models: found {listed(models) if models else 'none'}; wanted at least two, by name")
+        raise DataError(
+            f"models: found {len(models)} in a {type(models).__name__}; wanted a dict of at least two, by name"
+        )
     for name, model in models.items():
         if not any(isinstance(model, kind) for kind in PLANS):
             raise SchemaError(f"models[{name!r}]: found {type(model).__name__}; wanted a model of this suite")

@@ -22,6 +22,7 @@ from .draws import Pass, join, log_mean_exp
 from .export import build_tree, guide_pass, prior_pass
 from .inputs import DataLike, as_dataset, to_inputs
 from .messengers import isolated, latent_sites, observed_sites, plates_of
+from .options import check_counts
 from .sampler import Sampler
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def posterior(
     fit: Fit, data: DataLike, num_samples: int, *, predictive: bool = True, prior: bool = True, seed: int = 0
 ) -> xr.DataTree:
     """Export draws of the posterior; see `Fit.posterior`."""
+    check_counts(num_samples=num_samples)
     dataset = checked(fit, data)
     inputs = to_inputs(fit.schema, dataset, device=fit.device)
     num_chains, extra = 1, {}
@@ -148,6 +150,8 @@ def log_density(fit: Fit, data: DataLike, num_samples: int, *, seed: int = 0) ->
 
 def global_draws(fit: Fit, num_samples: int | None, *, seed: int = 0) -> dict[str, Tensor]:
     """Posterior draws of the sites that do not belong to cells, shaped (draw, plates or 1s, event)."""
+    if num_samples is not None:
+        check_counts(num_samples=num_samples)
     local = _roles(fit).local
     if fit.draws is not None:
         flat = fit.draws.thinned(num_samples).flat()

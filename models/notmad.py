@@ -39,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -134,7 +135,9 @@ class NOTMAD(torch.nn.Module):
         self.encoder = encoder
         self.likelihood = likelihood if likelihood is not None else GaussianSEM()
         self.archetypes = archetypes if archetypes is not None else DenseArchetypes()
-        self.acyclicity = acyclicity if acyclicity is not None or order is not None else AcyclicityFactor()
+        if acyclicity is not None and order is not None:
+            raise DataError("acyclicity: found one beside an order, whose networks are acyclic; wanted order=None")
+        self.acyclicity = AcyclicityFactor() if acyclicity is None and order is None else acyclicity
         self.edge_prior = Prior(edge_prior or SpikeSlab(0.3, 0.8, 0.05))
         self.intercept_prior = Prior(intercept_prior or dist.Normal(0.0, 1.0))
         self.noise_prior = Prior(noise_prior or dist.LogNormal(0.0, 0.5))
@@ -152,10 +155,13 @@ class NOTMAD(torch.nn.Module):
         self.form = (
             "relaxed" if order is None else "projected" if isinstance(order, str) and order != "uniform" else "exact"
         )
+        self.archetypes.check(self.num_genes)
         self.register_buffer("fixed_order", None)
         if isinstance(order, str) and order not in ("uniform", "projected"):
             raise DataError(f"order: found {order!r}; wanted 'uniform', 'projected', a list of gene indices, or None")
         if order is not None and not isinstance(order, str):
+            if not all(isinstance(gene, (int, np.integer, Tensor)) for gene in order):
+                raise DataError(f"order: found {list(order)}; wanted indices of genes, 0..{num_nodes - 1}, once each")
             self.fixed_order = torch.as_tensor(order, dtype=torch.long)
             if self.fixed_order.shape != (num_nodes,) or not permutation.check(self.fixed_order):
                 raise DataError(f"order: found {list(order)}; wanted each of 0..{num_nodes - 1} once")

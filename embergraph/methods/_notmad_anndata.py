@@ -106,8 +106,9 @@ class AnnDataOut(Networks):
         ratio = self._ratio(scale)
         network, probability = (np.zeros((len(self.gene_names),) * 2) for _ in range(2))
         for rows, (mean,) in group_means(self.model, [table], values, seed):
-            draws = mean.cpu().numpy() * ratio[rows]
-            network[rows], probability[rows] = draws.mean(0), (np.abs(draws) > edge_threshold).mean(0)
+            draws = mean.cpu().numpy()
+            network[rows] = draws.mean(0) * ratio[rows]
+            probability[rows] = (np.abs(draws) > edge_threshold).mean(0)
         about = {
             "archetypes": mean_archetypes(self.model, values) * ratio,
             "genes": self.gene_names.astype(str),

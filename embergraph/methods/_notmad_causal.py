@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +16,7 @@ from ..inference.messengers import isolated
 from ..models.parts.errors import DataError
 from ..models.parts.projection import project
 from ..validation import listed
-from ._notmad_covariates import Covariates, check_interval, check_scale
+from ._notmad_covariates import Covariates, check_interval, check_scale, check_threshold
 from ._notmad_networks import Networks, Scale
 from ._notmad_stream import Part, Values, as_input, distinct, num_draws_of, pieces, some, whole
 from ._notmad_summaries import Summaries, quantiles_of, tails
@@ -66,6 +68,7 @@ class Interventions(Networks):
             `networks`.
         """
         check_interval(interval)
+        check_threshold(edge_threshold)
         check_scale(scale)
         self._check_causal("total_effects", linear=True)
         table, cells = self._covariates(covariates)
@@ -87,7 +90,7 @@ class Interventions(Networks):
             found = {"effect": summaries.found["network"], "lower": low, "upper": high}
             found["effect_probability"] = summaries.found["edge_probability"]
         result = self._named(found, None if average else cells)
-        result.attrs |= {"interval": interval, "edge_threshold": edge_threshold}
+        result.attrs |= {"interval": interval, "edge_threshold": edge_threshold, "scale": scale}
         return self.rescaled(result) if scale == "original" else result
 
     def do(
@@ -189,9 +192,11 @@ class Interventions(Networks):
         unknown = [gene for gene in settings if gene not in place]
         if unknown or not settings:
             raise DataError(f"do: found genes {listed(settings)}; wanted some of {listed(place)}")
-        bad = [gene for gene, value in settings.items() if not np.isfinite(value)]
+        bad = {gene: value for gene, value in settings.items() if not isinstance(value, Real) or not isfinite(value)}
         if bad:
-            raise DataError(f"do: found values that are not finite for {listed(bad)}; wanted numbers")
+            raise DataError(f"do: found values that are not finite numbers, {bad}; wanted numbers")
+        if not self.model.likelihood.has_scale and any(value not in (0, 1) for value in settings.values()):
+            raise DataError(f"do: found {dict(settings)}; wanted 0 or 1 for genes that are off or on")
         center, size = np.zeros(len(place)), np.ones(len(place))
         if scale == "original":
             center, size = self.standardizer.center, self.standardizer.scale

@@ -113,6 +113,18 @@ def check_interval(interval: float | None) -> None:
         raise DataError(f"interval: found {interval}; wanted a number between 0 and 1")
 
 
+def check_threshold(edge_threshold: float | None) -> None:
+    """Refuse thresholds of effects that are negative or no number.
+
+    Raises
+    ------
+    DataError
+        Naming the option.
+    """
+    if edge_threshold is not None and not 0 <= edge_threshold < float("inf"):
+        raise DataError(f"edge_threshold: found {edge_threshold}; wanted a number of at least 0")
+
+
 def check_scale(scale: str) -> None:
     """Refuse an unknown scale.
 

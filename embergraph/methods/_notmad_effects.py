@@ -162,6 +162,8 @@ class CovariateEffects(Networks):
 
     def _pairs(self, edges: Sequence[Edge]) -> Int[np.ndarray, "end edge"]:
         place = {str(name): i for i, name in enumerate(self.gene_names)}
+        if isinstance(edges, str) or any(isinstance(edge, str) or len(edge) != 2 for edge in edges):
+            raise DataError(f"edges: found {edges!r}; wanted a list of pairs (regulator, target)")
         unknown = [gene for edge in edges for gene in edge if gene not in place]
         if unknown:
             raise DataError(f"edges: found genes {listed(unknown)}; wanted some of {listed(place)}")

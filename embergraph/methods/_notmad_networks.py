@@ -12,7 +12,7 @@ import xarray as xr
 from ..models.parts.errors import DataError
 from ..models.parts.projection import project
 from ..standardization import Standardizer
-from ._notmad_covariates import Covariates, ReadsCovariates, check_interval, check_scale
+from ._notmad_covariates import Covariates, ReadsCovariates, check_interval, check_scale, check_threshold
 from ._notmad_projected import central_mixtures, central_values
 from ._notmad_stream import (
     CHUNK_ELEMENTS,
@@ -64,7 +64,8 @@ class Networks(ReadsCovariates):
         quantiles
             Probabilities of further quantiles.
         edge_threshold
-            Effects above it in size count for ``edge_probability``; None leaves it out.
+            Effects above it in size count for ``edge_probability``, in units of the data that were fitted whatever
+            `scale` is; None leaves it out.
         project_mean
             Whether ``network`` is projected to a DAG. Every draw of an exact or projected model is acyclic, but their
             mean need not be; interval and probability are those of the draws, not projected. A projected model's
@@ -80,7 +81,10 @@ class Networks(ReadsCovariates):
         Returns
         -------
         xr.Dataset
-            ``network`` (posterior mean), ``lower``, ``upper``, ``edge_probability`` over (cell, regulator, target),
+            ``network`` (posterior mean; of a projected model the network of the posterior medians, which may lie
+            outside the interval of few draws), ``lower``, ``upper`` (the k-th of n draws counts as the quantile k / (n
+            + 1), so that intervals hold their mass however few draws there are), ``edge_probability`` over (cell,
+            regulator, target),
             ``intercept (cell, gene)``, ``sigma (gene)`` (posterior means), ``removed_mass (cell)`` of the projection
             and, if wanted, ``quantiles (quantile, cell, regulator, target)`` and ``draws (draw, cell, regulator,
             target)``. Attributes: ``share_acyclic`` of draws before any projection of the mean, ``acyclic`` (0 where
@@ -94,9 +98,10 @@ class Networks(ReadsCovariates):
         """
         check_interval(interval)
         check_scale(scale)
+        check_threshold(edge_threshold)
+        if np.ndim(quantiles) != 1 or not all(0 <= float(q) <= 1 for q in quantiles):
+            raise DataError(f"quantiles: found {quantiles}; wanted a list of numbers between 0 and 1")
         wanted = [float(q) for q in quantiles]
-        if not all(0 <= q <= 1 for q in wanted):
-            raise DataError(f"quantiles: found {wanted}; wanted numbers between 0 and 1")
         table, cells = self._covariates(covariates)
         unique, inverse, _ = distinct(self.model, table)
         values = self._values(num_samples, seed)
@@ -122,6 +127,7 @@ class Networks(ReadsCovariates):
             "share_acyclic": share_acyclic(self.model, unique, values, seed),
             "acyclic": int(self._is_causal),
             "point_estimate": int(num_draws_of(values) == 1 or self.model.form == "relaxed"),
+            "scale": scale,
             **{k: v for k, v in (("interval", interval), ("edge_threshold", edge_threshold)) if v is not None},
         }
         return self.rescaled(dataset) if scale == "original" else dataset
@@ -159,6 +165,7 @@ class Networks(ReadsCovariates):
         """
         check_interval(interval)
         check_scale(scale)
+        check_threshold(edge_threshold)
         tables = [self._covariates(group)[0] for group in (first, second)]
         p, values = self.model.num_genes, self._values(num_samples, seed)
         names = ("difference", "lower", "upper", "first", "second", "change_probability")
@@ -171,7 +178,7 @@ class Networks(ReadsCovariates):
             found["lower"][rows], found["upper"][rows] = quantiles_of(difference, tails(interval))
             found["change_probability"][rows] = (np.abs(difference) > edge_threshold).mean(0)
         result = self._named(found, None)
-        result.attrs |= {"interval": interval, "edge_threshold": edge_threshold}
+        result.attrs |= {"interval": interval, "edge_threshold": edge_threshold, "scale": scale}
         return self.rescaled(result) if scale == "original" else result
 
     def mixture(self, covariates: Covariates, *, num_samples: int = 400, seed: int = 0) -> xr.Dataset:

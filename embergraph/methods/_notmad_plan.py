@@ -75,8 +75,8 @@ def search_model(model: NOTMAD, num_cells: int) -> NOTMAD:
     encoder.weight_prior = Prior(dist.Normal(0.0, 1.0))
     encoder.bias_prior = Prior(dist.Normal(0.0, 1.0))
     encoder.amplitude_prior = Prior(dist.Normal(0.0, 0.5))
-    function = "expm" if model.num_genes <= 20 else "logdet"
-    scope: Scope = "samples" if model.mixing == "identity" or model.form == "projected" else "union"
+    function, conflict = "expm" if model.num_genes <= 20 else "logdet", model.form == "projected"
+    scope: Scope = "samples" if model.mixing == "identity" or conflict else "union"
     relaxed = NOTMAD(
         model.num_genes,
         encoder,
@@ -88,7 +88,7 @@ def search_model(model: NOTMAD, num_cells: int) -> NOTMAD:
         likelihood=model.likelihood,
         mixing=model.mixing,
         archetypes=model.archetypes,
-        acyclicity=AcyclicityFactor(function, scope, cyclic_likelihood=model.form == "projected"),
+        acyclicity=AcyclicityFactor(function, scope, cyclic_likelihood=conflict and model.likelihood.has_scale),
     )
     return relaxed.to(encoder.location)
 

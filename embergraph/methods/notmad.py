@@ -154,7 +154,16 @@ def fit_notmad(
     if model.has_logits and (posterior == "hmc" or model.form == "projected"):
         what = "posterior 'hmc'" if posterior == "hmc" else "order 'projected'"
         raise DataError(f"mixture_scale: found one with {what}; wanted posterior 'mean_field' given orders")
+    if full_encoder and not model.encoder.hidden:
+        raise DataError(
+            f"full_encoder: found it with encoder {model.encoder.name!r}; wanted one with hidden layers, 'nam'"
+        )
     inputs = to_inputs(model.schema, data, device=device)
+    for name, wanted in (("expression", model.num_genes), ("covariates", model.encoder.num_covariates)):
+        if inputs[name].shape[-1] != wanted:
+            raise DataError(
+                f"{name}: found {inputs[name].shape[-1]} columns; wanted {wanted}, as the model was made for"
+            )
     check_expression(model, inputs["expression"])
     template = Template.of(model.schema, data)
     if start is not None:
@@ -193,9 +202,7 @@ def check_expression(model: NOTMAD, expression: Tensor) -> None:
         Naming the largest mean, or a value other than 0 and 1.
     """
     if not model.likelihood.has_scale:
-        other = expression[(expression != 0) & (expression != 1)]
-        if len(other):
-            raise DataError(f"expression: found {float(other[0]):.4g}; wanted 0 and 1 only for {model.likelihood.kind}")
+        model.likelihood.log_prob(expression, expression, expression.new_ones(1), {})  # refuses what is not on or off
         return
     mean, sd = expression.mean(0).abs(), expression.std(0)
     worst = float((mean / sd).max())

@@ -49,6 +49,15 @@ class Archetypes(Part, ABC):
         """How many nodes an order sorts: the genes, or the factors."""
         return num_genes
 
+    def check(self, num_genes: int) -> None:
+        """Refuse a size that does not go with the number of genes.
+
+        Raises
+        ------
+        DataError
+            If there are more components or factors than genes.
+        """
+
     @abstractmethod
     def edge_shape(self, num_archetypes: int, num_genes: int, *, ordered: bool) -> tuple[int, ...]:
         """Shape of the weights that the edge prior is for."""
@@ -133,6 +142,11 @@ class LowRankArchetypes(Archetypes):
         super().__init__()
         self.rank = _at_least_one("rank", rank)
 
+    def check(self, num_genes: int) -> None:
+        """Refuse a rank that a matrix of the genes cannot have."""
+        if self.rank >= num_genes:
+            raise DataError(f"rank: found {self.rank} for {num_genes} genes; wanted fewer, or DenseArchetypes")
+
     def edge_shape(self, num_archetypes: int, num_genes: int, *, ordered: bool) -> tuple[int, ...]:
         """(K, p, r)."""
         return (num_archetypes, num_genes, self.rank)
@@ -181,6 +195,11 @@ class FactorNetworks(Archetypes):
     def __init__(self, num_factors: int) -> None:
         super().__init__()
         self.num_factors = _at_least_one("num_factors", num_factors, 2)
+
+    def check(self, num_genes: int) -> None:
+        """Refuse more factors than genes."""
+        if self.num_factors > num_genes:
+            raise DataError(f"num_factors: found {self.num_factors} for {num_genes} genes; wanted at most as many")
 
     def num_nodes(self, num_genes: int) -> int:
         """The number of factors."""

@@ -170,7 +170,16 @@ class BinarySEM(SEMLikelihood):
     def log_prob(
         self, x: Float[Tensor, "*batch gene"], mean: Float[Tensor, "*batch gene"], sigma: Tensor, own: dict[str, Tensor]
     ) -> Float[Tensor, "*batch"]:
-        """Log probability."""
+        """Log probability.
+
+        Raises
+        ------
+        DataError
+            If a value is neither 0 nor 1.
+        """
+        other = x[(x != 0) & (x != 1)]
+        if len(other):
+            raise DataError(f"expression: found {float(other[0]):.4g}; wanted 0 and 1 only for {self.kind}")
         return (x * logsigmoid(mean) + (1 - x) * logsigmoid(-mean)).sum(-1)
 
     def noise(self, shape: torch.Size, sigma: Tensor, own: dict[str, Tensor]) -> Float[Tensor, "*batch gene"]:
