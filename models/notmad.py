@@ -105,6 +105,8 @@ class NOTMAD(torch.nn.Module):
     mixture_scale: Tensor | None
     fixed_order: Tensor | None
     acyclicity: AcyclicityFactor | OrderMask | None
+    made_for: Mapping[str, list[str]] = {}
+    """Names of the genes and covariates that `for_data` has seen."""
 
     def __init__(
         self,

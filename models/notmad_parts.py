@@ -71,6 +71,7 @@ def for_data(
         encoder = ENCODERS[encoder](torch.as_tensor(data["covariates"].values))
     options.setdefault("noise", "free" if data.attrs.get("standardized") == "gene" else "equal")
     model = cls(data.sizes["gene"], encoder, num_archetypes, **options)
+    model.made_for = {dim: data[dim].values.tolist() for dim in ("gene", "covariate") if dim in data.coords}
     return model.to(torch.as_tensor(data["expression"].values[:1]).dtype)
 
 

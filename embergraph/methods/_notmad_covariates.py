@@ -90,6 +90,11 @@ class ReadsCovariates(Fit):
         cells = table["cell"].values if "cell" in table.coords else np.arange(table.sizes["cell"])
         return np.asarray(table.values, dtype=float), cells
 
+    def _outside(self, table: Float[np.ndarray, "cell covariate"]) -> int:
+        """How many cells have a covariate beyond the training cells', or a level that none of them has."""
+        low, high = (bound.cpu().numpy() for bound in (self.model.encoder.lowest, self.model.encoder.highest))
+        return int(((table < low - 1e-6) | (table > high + 1e-6)).any(1).sum())
+
     def _values(self, num_samples: int | None, seed: int) -> Values:
         """Draws of the sites that networks are made of, archetypes under the same label in all chains.
 

@@ -88,8 +88,9 @@ class Networks(ReadsCovariates):
             ``intercept (cell, gene)``, ``sigma (gene)`` (posterior means), ``removed_mass (cell)`` of the projection
             and, if wanted, ``quantiles (quantile, cell, regulator, target)`` and ``draws (draw, cell, regulator,
             target)``. Attributes: ``share_acyclic`` of draws before any projection of the mean, ``acyclic`` (0 where
-            even the model's networks are none: those of factor networks are summaries among genes, with cycles), and
-            the settings.
+            even the model's networks are none: those of factor networks are summaries among genes, with cycles),
+            ``outside_training_range``, the number of cells with a covariate beyond those of the training cells, whose
+            networks are extrapolated, and the settings.
 
         Raises
         ------
@@ -128,6 +129,7 @@ class Networks(ReadsCovariates):
             "acyclic": int(self._is_causal),
             "point_estimate": int(num_draws_of(values) == 1 or self.model.form == "relaxed"),
             "scale": scale,
+            "outside_training_range": self._outside(table),
             **{k: v for k, v in (("interval", interval), ("edge_threshold", edge_threshold)) if v is not None},
         }
         return self.rescaled(dataset) if scale == "original" else dataset

@@ -29,7 +29,7 @@ from ._notmad_map import ArchetypeMap
 from ._notmad_networks import Networks
 from ._notmad_projected import SEARCH_STEPS, fit_projected
 from ._notmad_report import network_report
-from ._notmad_search import collapses, search_order
+from ._notmad_search import collapses, has_many_genes, search_order
 from ._notmad_start import RELAXED_STEPS, check_start, start_search
 
 if TYPE_CHECKING:
@@ -165,6 +165,9 @@ def fit_notmad(
                 f"{name}: found {inputs[name].shape[-1]} columns; wanted {wanted}, as the model was made for"
             )
     check_expression(model, inputs["expression"])
+    for dim, names in model.made_for.items():
+        if dim in getattr(data, "coords", {}) and data[dim].values.tolist() != names:
+            raise DataError(f"{dim}: found {data[dim].values.tolist()}; wanted {names}, as the model was made for")
     template = Template.of(model.schema, data)
     if start is not None:
         check_start(start, model, template)
@@ -235,12 +238,16 @@ class _Plan:
         """Stage 1, on the model itself if it is relaxed."""
         form = self.model.form
         self.searched = self.model if form == "relaxed" else plan.search_model(self.plain, self.num_cells)
+        self.route = "relaxed networks, annealed"
         if self.start is not None:
+            self.route = "an earlier fit"
             num_steps = min(RELAXED_STEPS, self.num_steps) if form == "relaxed" else 0
             self.density, self.found = start_search(
                 self.start, self.searched, self.inputs, num_steps=num_steps, progress=self.progress
             )
         elif collapses(self.plain):
+            many = has_many_genes(self.plain)
+            self.route = "orders, candidate regulators only" if many else "orders, edges integrated out"
             self.density, self.found = search_order(
                 self.plain, self.searched, self.inputs, num_restarts=num_restarts, progress=self.progress
             )
@@ -337,8 +344,9 @@ class _Plan:
 
     def facts(self, routine: str) -> dict[str, Any]:
         losses = (-self.found.log_density).cpu().tolist()
+        about = {"routine": routine, "search": self.route, "seed": self.seed, "num_restarts": len(losses)}
         warm = {} if self.start is None else {"warm_start": str(self.start.settings.get("routine"))}
-        return {"routine": routine, "seed": self.seed, "num_restarts": len(losses), "search_losses": losses, **warm}
+        return {**about, "search_losses": losses, **warm}
 
 
 register(NOTMADFit)
