@@ -15,7 +15,7 @@ from .parts.encoders import ENCODERS, Encoder
 from .parts.errors import DataError
 from .parts.kinds import described
 from .parts.priors import Prior
-from .parts.sem_likelihoods import SEMLikelihood, likelihood_from_settings
+from .parts.sem_likelihoods import SEMLikelihood
 from .schema import Input, Schema
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def parts_from(cls: type[Model], settings: Mapping[str, Any]) -> Model:
         mixing=settings["mixing"],
         mixture_scale=settings["mixture_scale"],
         order=settings["order"],
-        likelihood=likelihood_from_settings(settings["likelihood"]),
+        likelihood=SEMLikelihood.from_settings(settings["likelihood"]),
         archetypes=Archetypes.from_settings(settings["archetypes"]),
         acyclicity=acyclicity_from_settings(settings["acyclicity"]),
     )

@@ -20,10 +20,10 @@ from ..inference.messengers import isolated
 from ..inference.options import check_counts
 from ..inference.schedules import WarmCosine
 from ..models.notmad import NOTMAD
-from ..models.parts.errors import DataError
 from . import _notmad_plan as plan
 from ._notmad_anndata import AnnDataOut
 from ._notmad_causal import Interventions
+from ._notmad_checks import check_data, check_options
 from ._notmad_effects import CovariateEffects
 from ._notmad_map import ArchetypeMap
 from ._notmad_networks import Networks
@@ -148,26 +148,9 @@ def fit_notmad(
         num_restarts=num_restarts, num_steps=num_steps, num_orders=num_orders, num_warmup=num_warmup,
         num_draws=num_draws, num_guide_steps=num_guide_steps, num_bootstrap=num_bootstrap,
     )  # fmt: skip
-    own = "bootstrap" if model.form == "projected" else "mean_field"
-    if posterior not in ("auto", "hmc", own):
-        raise DataError(f"posterior: found {posterior!r}; wanted 'auto', 'hmc' or {own!r} for the {model.form} form")
-    if model.has_logits and (posterior == "hmc" or model.form == "projected"):
-        what = "posterior 'hmc'" if posterior == "hmc" else "order 'projected'"
-        raise DataError(f"mixture_scale: found one with {what}; wanted posterior 'mean_field' given orders")
-    if full_encoder and not model.encoder.hidden:
-        raise DataError(
-            f"full_encoder: found it with encoder {model.encoder.name!r}; wanted one with hidden layers, 'nam'"
-        )
+    check_options(model, posterior, full_encoder=full_encoder)
     inputs = to_inputs(model.schema, data, device=device)
-    for name, wanted in (("expression", model.num_genes), ("covariates", model.encoder.num_covariates)):
-        if inputs[name].shape[-1] != wanted:
-            raise DataError(
-                f"{name}: found {inputs[name].shape[-1]} columns; wanted {wanted}, as the model was made for"
-            )
-    check_expression(model, inputs["expression"])
-    for dim, names in model.made_for.items():
-        if dim in getattr(data, "coords", {}) and data[dim].values.tolist() != names:
-            raise DataError(f"{dim}: found {data[dim].values.tolist()}; wanted {names}, as the model was made for")
+    check_data(model, data, inputs)
     template = Template.of(model.schema, data)
     if start is not None:
         check_start(start, model, template)
@@ -192,28 +175,6 @@ def fit_notmad(
             return job.mean_field(data, orders, point, num_guide_steps, full_encoder=full_encoder)
         except KeyboardInterrupt:
             return job.point_estimate(interrupted=True)
-
-
-def check_expression(model: NOTMAD, expression: Tensor) -> None:
-    """Refuse expression that the likelihood cannot be of, or whose genes are far from centred.
-
-    The priors speak of centred genes on a common or own scale; of on/off genes they speak as they are.
-
-    Raises
-    ------
-    DataError
-        Naming the largest mean, or a value other than 0 and 1.
-    """
-    if not model.likelihood.has_scale:
-        model.likelihood.log_prob(expression, expression, expression.new_ones(1), {})  # refuses what is not on or off
-        return
-    mean, sd = expression.mean(0).abs(), expression.std(0)
-    worst = float((mean / sd).max())
-    if worst > 0.5:
-        raise DataError(
-            f"expression: found a gene whose mean is {worst:.2g} of its standard deviations from zero; "
-            "wanted centred genes (data, transform = standardize(data, scale='common'))"
-        )
 
 
 class _Plan:

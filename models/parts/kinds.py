@@ -52,8 +52,13 @@ class Part(nn.Module):
         arguments = {key: value for key, value in settings.items() if key != "kind"}
         if settings.get("kind") not in cls.kinds:
             raise LoadError(f"{cls.family}: found {settings.get('kind')!r}; wanted one of {sorted(cls.kinds)}")
-        made: Self = cls.kinds[settings["kind"]](**arguments)
+        made: Self = cls.kinds[settings["kind"]].from_arguments(arguments)
         return made
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """Make a part of this class from its description without the kind."""
+        return cls(**arguments)
 
 
 def described(known: Mapping[str, Any], part: Any) -> dict[str, Any] | None:

@@ -135,11 +135,11 @@ class StudentSEM(SEMLikelihood):
         return super().settings() | own
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
         """Rebuild; a prior is rebuilt by its own name."""
-        likelihood = cls(settings.get("degrees_of_freedom", 4.0))
-        if "prior" in settings:
-            likelihood.prior = Prior.from_settings(settings["prior"])
+        likelihood = cls(arguments.get("degrees_of_freedom", 4.0))
+        if "prior" in arguments:
+            likelihood.prior = Prior.from_settings(arguments["prior"])
         return likelihood
 
 
@@ -191,20 +191,6 @@ class BinarySEM(SEMLikelihood):
     ) -> Float[Tensor, "*batch gene"]:
         """0 or 1."""
         return (noise < mean.sigmoid()).to(mean)
-
-
-def likelihood_from_settings(settings: Mapping[str, Any]) -> SEMLikelihood:
-    """Rebuild a likelihood.
-
-    Raises
-    ------
-    LoadError
-        If there is no such kind.
-    """
-    if settings.get("kind") == StudentSEM.kind:
-        return StudentSEM.from_settings(settings)
-    made: SEMLikelihood = SEMLikelihood.from_settings(settings)
-    return made
 
 
 def _log_scale(sigma: Tensor, x: Tensor) -> Tensor:
