@@ -63,12 +63,10 @@ def schema_of(
     check_dims(n for n, site in trace.nodes.items() if site["type"] == "sample" and is_plate(site))
     check_dims(dim for names in (dims or {}).values() for dim in names)
     plate = None
-    for name, tensor in tensors.items():
-        site = _site_scored_on(trace, tensor)
-        if site is not None:
-            own = _dims_with_plates(name, inputs[name].dims, site)
-            inputs[name] = Input(own, inputs[name].kind, observed=True)
-            plate = plate or next(iter(own), None)
+    for name, site in scored_inputs(trace, tensors).items():
+        own = _dims_with_plates(name, inputs[name].dims, site)
+        inputs[name] = Input(own, inputs[name].kind, observed=True)
+        plate = plate or next(iter(own), None)
     frames = [frame for site in observed_sites(trace).values() for _, frame in sorted(plates_of(site).items())]
     plate = plate or (frames[0].name if frames else "cell")
     for name, spec in inputs.items():
@@ -111,13 +109,22 @@ def _trace_of_copy(model: Callable[..., Any], tensors: Mapping[str, Tensor]) -> 
         return poutine.trace(model).get_trace(**tensors)
 
 
-def _site_scored_on(trace: Any, tensor: Tensor) -> Any:
-    for site in observed_sites(trace).values():
-        value = site["value"]
-        same = value.shape == tensor.shape and value.dtype == tensor.dtype
-        if value is tensor or (same and torch.equal(value, tensor)):
-            return site
-    return None
+def scored_inputs(trace: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The observed site of a trace that scores an input as it is, by input.
+
+    A site is scored on the very tensor, or else on an equal one (a model may have made a copy); equal inputs of which
+    one is the very tensor are not mistaken for each other.
+    """
+    sites = observed_sites(trace)
+    found = {n: s for n, tensor in tensors.items() for s in sites.values() if s["value"] is tensor}
+    taken = {site["name"] for site in found.values()}
+    for name, tensor in tensors.items():
+        for site in sites.values():
+            value = site["value"]
+            same = value.shape == tensor.shape and value.dtype == tensor.dtype
+            if name not in found and site["name"] not in taken and same and torch.equal(value, tensor):
+                found[name] = site
+    return {name: found[name] for name in tensors if name in found}
 
 
 def _plate_sizes(trace: Any) -> dict[str, int]:

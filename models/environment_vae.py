@@ -39,6 +39,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .environment_vae_parts import FAMILIES, parts_for, rebuilt_parts
+from .environment_vae_simulation import population_effects, simulated_like
 from .parts.causal_maps import CausalMap
 from .parts.decoders import Decoder
 from .parts.environment_priors import EnvironmentPrior
@@ -299,24 +300,37 @@ class EnvironmentVAE(torch.nn.Module):
         Returns
         -------
         xr.Dataset
-            ``expression`` and ``environment``, with ``true_z`` and ``true_shift`` beside them.
+            ``expression`` and ``environment``, with ``true_z``, ``true_shift`` and ``true_effect`` beside them: effects
+            on genes against the control, or else the mean of the environments, in many cells (log2 ratios for counts).
         """
         e = torch.as_tensor(environment, dtype=torch.long)
         with torch.random.fork_rng(), torch.no_grad(), poutine.block():
             torch.manual_seed(seed)
             trace = poutine.trace(self).get_trace(e, None, descriptors, library)
+            effect = population_effects(self, trace, descriptors).numpy()
         value = {name: trace.nodes[name]["value"].numpy() for name in ("z", "shift", "expression")}
         variables: dict[str, Any] = {
             "expression": (("cell", "gene"), value["expression"]),
             "environment": (("cell",), e.numpy()),
             "true_z": (("cell", "latent"), value["z"]),
             "true_shift": (("condition", "latent"), value["shift"]),
+            "true_effect": (("condition", "gene"), effect),
         }
         if library is not None:
             variables["library"] = (("cell",), library.numpy())
         if descriptors is not None:
             variables["descriptors"] = (("condition", "feature"), descriptors.numpy())
         return xr.Dataset(variables, {"condition": self.conditions, "latent": self.latents})
+
+    def simulate_like(self, data: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
+        """`simulate` for the environments (and descriptors and library sizes) of `data`, with its names.
+
+        Raises
+        ------
+        SchemaError
+            If `data` lack what the model takes.
+        """
+        return simulated_like(self, data, seed)
 
     def settings(self) -> dict[str, Any] | None:
         """JSON description for saving, None when a prior or part has no name that a file may carry."""

@@ -286,6 +286,10 @@ class MEDMAGMA(torch.nn.Module):
             f"simulate: no positive definite Omega in {MAX_TRIES} draws; wanted smaller or fewer edges"
         )
 
+    def simulate_like(self, data: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
+        """`simulate`; the model knows all shapes itself."""
+        return self.simulate(seed=seed)
+
     def _truth(self, trace: Any) -> xr.Dataset:
         law = trace.nodes["expression"]["fn"].unscaled
         graphs = {"cell": (self.cell_graph, law.row_precision), "gene": (self.gene_graph, law.col_precision)}
