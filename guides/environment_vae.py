@@ -163,7 +163,7 @@ class EnvironmentVAEGuide(nn.Module):
         """Negative ELBO from one draw of z a cell; everything about environments is integrated exactly."""
         descriptors = inputs.get("descriptors")
         with pyro.plate("cell", len(inputs["environment"])) as rows:
-            pass
+            rows = rows.to(inputs["environment"].device)  # all rows come from the CPU
         weight = len(inputs["environment"]) / len(rows)
         x_i, e_i = (inputs[name].index_select(0, rows) for name in ("expression", "environment"))
         l_i = inputs["library"].index_select(0, rows) if "library" in inputs else None
@@ -220,6 +220,10 @@ class EnvironmentVAEGuide(nn.Module):
     def expected_effects(self) -> Float[Tensor, "condition gene"] | None:
         """Posterior mean of the effects on single genes."""
         return None if self.gene_effects is None else self.gene_effects.mean()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept of the data, so that fits can go to other processes."""
+        return self.__dict__ | {"_constant": None}
 
     def constant(self, model: EnvironmentVAE, expression: Float[Tensor, "cell gene"]) -> Float[Tensor, " cell"]:
         """Terms of the log-likelihood that depend on the data alone, computed once for each data set."""

@@ -182,6 +182,10 @@ class LinearEnvironmentVAEGuide(nn.Module):
         fixed = float(self.likelihood.scale.double()) ** 2
         return fixed, fixed
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept of the data, so that fits can go to other processes."""
+        return self.__dict__ | {"_sums": None}
+
     def sums(self, expression: Float[Tensor, "cell gene"], environment: Int[Tensor, " cell"]) -> CellSums:
         """Sums over the cells, made once for each data set."""
         if self._sums is None or self._sums[0]() is not expression or self._sums[1]() is not environment:

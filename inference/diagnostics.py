@@ -16,6 +16,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from ..models.parts.errors import DataError
 from .export import to_arviz
 from .inputs import DataLike, as_dataset
+from .judgement import at_most, limits_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -46,7 +47,7 @@ def pareto_khat(log_ratios: Float[np.ndarray, " draw"]) -> float:
     tail = int(min(0.2 * ratios.size, 3 * math.sqrt(ratios.size)))
     weights = np.exp(ratios[-tail - 1 :] - ratios[-1])
     exceedances = weights[1:] - weights[0]
-    if exceedances[-1] <= 0:
+    if exceedances[-1] < 1e-4:  # rounding, which has tails of its own
         return -math.inf
     exceedances = exceedances[exceedances > 0]
     if exceedances.size < 5:
@@ -177,24 +178,38 @@ def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_sample
         rows["max_split_rhat"] = max((float(v) for v in split_rhat(tree).values()), default=math.nan)
         rows |= {k: float(np.mean(v)) for k, v in fit.draws.statistics.items() if k == "acceptance"}
         rows |= {k: float(np.sum(v)) for k, v in fit.draws.statistics.items() if k == "divergences"}
-    fixed = json.loads(tree["posterior"].attrs["held_fixed"])
-    point = set(map(str, tree["posterior"].data_vars)) <= set(fixed)
-    if not point:
-        if fit.guide is not None:
-            rows["guide_khat"] = guide_khat(tree)
-        scored = tree["log_likelihood"].data_vars if "log_likelihood" in tree.children else {}
-        if len(scored) == 1:
-            result = loo(tree)
-            rows |= {"elpd_loo": float(result["elpd_loo"]), "elpd_loo_se": float(result["se"])}
-            rows["share_khat_bad"] = float(result["share_khat_bad"])
+    evidence = posterior_rows(fit, tree)
+    point = evidence is None
+    rows |= evidence or {}
     if test is not None:
         density = fit.log_density(test, num_samples)
         rows["test_log_density"] = float(density.mean())
         rows["test_log_density_se"] = float(density.std() / math.sqrt(density.size))
-    table = xr.Dataset({key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items()})
+    table = xr.Dataset({key: ((), value, {"meaning": MEANING[key], **limits_of(key)}) for key, value in rows.items()})
+    if "bound_range" in rows and fit.settings.get("tolerance") is not None:
+        table["bound_range"].attrs |= settled(float(fit.settings["tolerance"]))
     if "choice" in fit.settings:
         table = table.assign(choice_rows(fit.settings["choice"]))
     return table.assign_attrs({**tree["posterior"].attrs, "point_estimate": int(point)})
+
+
+def posterior_rows(fit: Fit, tree: xr.DataTree, *, with_loo: bool = True) -> dict[str, float] | None:
+    """k-hat of the guide, and LOO with its own k-hat where one site is observed; None for a point estimate."""
+    posterior = tree["posterior"]
+    if set(map(str, posterior.data_vars)) <= set(json.loads(posterior.attrs["held_fixed"])):
+        return None
+    rows = {"guide_khat": guide_khat(tree)} if fit.guide is not None else {}
+    scored = tree["log_likelihood"].data_vars if "log_likelihood" in tree.children else {}
+    if with_loo and len(scored) == 1:
+        result = loo(tree)
+        rows |= {"elpd_loo": float(result["elpd_loo"]), "elpd_loo_se": float(result["se"])}
+        rows["share_khat_bad"] = float(result["share_khat_bad"])
+    return rows
+
+
+def settled(tolerance: float) -> dict[str, Any]:
+    """Limits of ``bound_range``, which a fit that has converged keeps within its own tolerance."""
+    return at_most(tolerance, 10 * tolerance, "The bound was still moving when the sweeps ended: take more.").attrs()
 
 
 def choice_rows(choice: Mapping[str, Any]) -> dict[str, Any]:
