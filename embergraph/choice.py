@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,14 +9,11 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
+from .held_out import COLUMNS, RULE, best_of, check_densities, networks_mse, numbers, ranked, standard_error
 from .inference import Fit
 from .methods import PLANS, fit
-from .metrics import held_out_mse
-from .models.med_magma import MEDMAGMA
 from .models.parts.errors import DataError, NumericalError, SchemaError
 from .splitting import random_split
-
-RULE = "largest mean held-out log density; of those within one standard error of it, the first listed"
 
 
 def choose(
@@ -97,14 +93,15 @@ def choose(
             break
     if not fits:
         raise NumericalError(f"choose: found no model that could be fitted ({failures}); wanted at least one")
-    rows = compare(densities)
+    rows = ranked(densities)
     chosen = next(name for name, row in rows.items() if row["tied"])
     for name in fits:
         lead = densities[chosen] - densities[name]
-        rows[name] |= {"mse": _mse(fits[name], test), "lead": float(lead.mean()), "lead_se": _standard_error(lead)}
+        rows[name]["mse"] = networks_mse(fits[name], test)
+        rows[name] |= {"lead": float(lead.mean()), "lead_se": standard_error(lead)}
     choice = {
         "chosen": chosen,
-        "best": next(name for name, row in rows.items() if row["difference"] == 0.0),
+        "best": best_of(rows),
         "models": {name: rows.get(name) for name in models},
         "failures": failures,
         "test_fraction": test_fraction,
@@ -115,35 +112,6 @@ def choose(
     result = fit(models[chosen], data, seed=seed, **options) if refit and not interrupted else fits[chosen]
     result.settings["choice"] = choice
     return result, choice_table(result)
-
-
-def compare(densities: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Compare held-out log densities of the same cells, by the rule of `choose`.
-
-    Parameters
-    ----------
-    densities
-        Of every model: one number a cell.
-
-    Returns
-    -------
-    dict
-        Of every model: ``log_density``, ``log_density_se``, ``difference``, ``difference_se`` and ``tied``.
-    """
-    means = {name: float(np.mean(values)) for name, values in densities.items()}
-    best = max(means, key=lambda name: means[name] if math.isfinite(means[name]) else -math.inf)
-    rows = {}
-    for name, values in densities.items():
-        gap = np.asarray(densities[best]) - np.asarray(values)
-        error = _standard_error(gap)
-        rows[name] = {
-            "log_density": means[name],
-            "log_density_se": _standard_error(np.asarray(values)),
-            "difference": 0.0 if name == best else -float(gap.mean()),
-            "difference_se": error,
-            "tied": name == best or bool(gap.mean() <= error),
-        }
-    return rows
 
 
 def choice_table(fit: Fit) -> xr.Dataset:
@@ -159,9 +127,8 @@ def choice_table(fit: Fit) -> xr.Dataset:
         raise DataError("choice: found none in the settings of the fit; wanted a fit from choose")
     names = list(choice["models"])
     columns: dict[str, Any] = {}
-    for key in ("log_density", "log_density_se", "difference", "difference_se", "mse"):
-        found = [(choice["models"][name] or {}).get(key) for name in names]
-        columns[key] = ("model", np.array([math.nan if value is None else value for value in found], dtype=float))
+    for key in COLUMNS:
+        columns[key] = ("model", numbers(choice["models"], key))
     columns["tied"] = ("model", np.array([bool((choice["models"][name] or {}).get("tied")) for name in names]))
     about = {key: choice[key] for key in ("chosen", "best", "num_test_cells", "seed")}
     return xr.Dataset(columns, {"model": names}, {**about, "rule": RULE, "interrupted": int(choice["interrupted"])})
@@ -175,22 +142,4 @@ def _check(models: Mapping[str, Any]) -> None:
     for name, model in models.items():
         if not any(isinstance(model, kind) for kind in PLANS):
             raise SchemaError(f"models[{name!r}]: found {type(model).__name__}; wanted a model of this suite")
-        if isinstance(model, MEDMAGMA):
-            raise SchemaError(f"models[{name!r}]: found MEDMAGMA, a model of these very cells; wanted one of any cells")
-        if not model.schema.normalised:
-            raise SchemaError(
-                f"models[{name!r}]: found an unnormalised density, which cannot be compared with others; wanted "
-                "order='uniform' or 'projected' instead of None"
-            )
-
-
-def _mse(fitted: Any, test: xr.Dataset) -> float | None:
-    """Mean squared residual, where the method has networks that are DAGs of additive effects."""
-    if not hasattr(fitted, "networks") or not fitted.model.likelihood.has_scale:
-        return None
-    networks = fitted.networks(test, interval=None, edge_threshold=None)
-    return held_out_mse(networks, test) if networks.attrs["acyclic"] else None
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        check_densities(f"models[{name!r}]", model)

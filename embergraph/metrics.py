@@ -15,6 +15,7 @@ import xarray as xr
 
 from .models.parts.errors import DataError
 from .models.parts.projection import is_acyclic
+from .models.parts.sem_likelihoods import GaussianSEM
 from .network_scores import (
     EDGE_THRESHOLD,
     acyclic_share,
@@ -46,6 +47,7 @@ __all__ = [
     "deviation_correlation",
     "edge_f1",
     "edge_rate",
+    "entry_log_densities",
     "evaluate",
     "gaussian_log_density",
     "held_out_mse",
@@ -148,18 +150,38 @@ def gaussian_log_density(networks: xr.Dataset, data: xr.Dataset, *, allow_cyclic
     DataError
         If a network has a cycle and `allow_cyclic` is False, sigma is missing or not positive, or as in `residuals`.
     """
-    error = residuals(networks, data)
+    return float(np.mean(cell_log_densities(networks, data, allow_cyclic=allow_cyclic)))
+
+
+def cell_log_densities(
+    networks: xr.Dataset, data: xr.Dataset, *, allow_cyclic: bool = False
+) -> Float[np.ndarray, " cell"]:
+    """Log density of every cell, whose mean is `gaussian_log_density`."""
+    error, sigma = residuals(networks, data), _sigma(networks)
     if not allow_cyclic:
         _refuse_cycles(networks)
+    density = -0.5 * (error / sigma) ** 2 - np.log(sigma) - 0.5 * np.log(2 * np.pi)
+    weights = as_matrices(networks["network"])
+    jacobian = np.linalg.slogdet(np.eye(weights.shape[-1]) - weights)[1] if allow_cyclic else 0.0
+    return density.sum(axis=1) + jacobian
+
+
+def entry_log_densities(networks: xr.Dataset, data: xr.Dataset) -> Float[np.ndarray, "cell gene"]:
+    """Log density of every gene given the other genes of its cell, under the law of `gaussian_log_density`."""
+    error, sigma = residuals(networks, data), _sigma(networks)
+    x = data["expression"].transpose("cell", "gene").to_numpy().astype(np.float64)
+    values, mean, scale = (torch.as_tensor(part) for part in (x, x - error, sigma))
+    weights = torch.as_tensor(as_matrices(networks["network"]))
+    return GaussianSEM().entry_log_prob(values, mean, scale, {}, weights).numpy()
+
+
+def _sigma(networks: xr.Dataset) -> Float[np.ndarray, "cell gene"]:
     if "sigma" not in networks:
         raise DataError(f"networks lack 'sigma'; found {listed(networks.data_vars)}")
     sigma = networks["sigma"].broadcast_like(networks["intercept"]).transpose("cell", "gene").to_numpy()
     if not (sigma > 0).all():
         raise DataError(f"sigma has the smallest value {sigma.min()}; wanted positive numbers")
-    density = -0.5 * (error / sigma) ** 2 - np.log(sigma) - 0.5 * np.log(2 * np.pi)
-    weights = as_matrices(networks["network"])
-    jacobian = np.linalg.slogdet(np.eye(weights.shape[-1]) - weights)[1] if allow_cyclic else 0.0
-    return float(np.mean(density.sum(axis=1) + jacobian))
+    return sigma
 
 
 def varsortability(data: xr.Dataset) -> float:

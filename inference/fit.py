@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,17 +15,20 @@ from torch import Tensor
 from ..models.parts.errors import SchemaError
 from ..models.schema import Schema
 from . import diagnostics, query, resuming, saving
+from . import readings as reading
 from .ascent import Ascent
 from .copies import owner_of
 from .export import name_of, to_arviz
+from .figures import Picture
 from .inputs import DataLike, Template
 from .options import Options
+from .predictive import Predictive
 from .registry import register
 from .run import Run
 from .stored import StoredDraws
 
 
-class Fit:
+class Fit(Predictive):
     """A fitted model: what `svi`, `em` and `mcmc` return and what `load` restores.
 
     Attributes
@@ -45,6 +48,9 @@ class Fit:
     settings
         How it was fitted: routine, steps, seed, convergence, what was held fixed.
     """
+
+    exchangeable: ClassVar[tuple[str, ...]] = ()
+    """Dims of readings whose labels mean nothing by themselves, such as latents."""
 
     def __init__(
         self,
@@ -186,6 +192,45 @@ class Fit:
             Scalars with their meaning in ``attrs["meaning"]``; `diagnostics.as_text` prints them.
         """
         return diagnostics.report(self, data, test, num_samples=num_samples)
+
+    def readings(
+        self, data: DataLike, *, num_samples: int = 200, level: float = 0.9, seed: int = 0
+    ) -> dict[str, xr.Dataset]:
+        """What users read off the fit, by name, in one form for all methods.
+
+        Parameters
+        ----------
+        data
+            The data that were fitted; if they are simulated, the truth that they carry (``true_*``) comes with it.
+        num_samples
+            Posterior draws.
+        level
+            Mass of the intervals.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        dict of str to xr.Dataset
+            Each with ``estimate`` and some of ``draws`` (dim ``draw`` first), ``lower`` and ``upper`` (at
+            ``attrs["level"]``), ``probability`` (of a statement, such as that there is an edge) and ``truth`` (NaN
+            where an entry does not count). Here: every site that is neither held fixed nor of single rows of the data;
+            methods put networks, graphs, scales, targets and effects in their place.
+
+        Raises
+        ------
+        DataError
+            If `level` is not between 0 and 1.
+        """
+        return reading.readings(self, data, num_samples, level=level, seed=seed)
+
+    def prepared(self, data: DataLike, *, observed: bool = True) -> xr.Dataset:
+        """Data as the model takes them, refused if they are of other genes or on another scale than the fit's."""
+        return query.checked(self, data, observed=observed)
+
+    def figures(self, data: DataLike, *, num_samples: int = 200, seed: int = 0) -> list[Picture]:
+        """Pictures of what the fit has found, for reports; methods have their own, the base has none."""
+        return []
 
     def loo(self, data: DataLike, num_samples: int = 1000, *, seed: int = 0) -> xr.Dataset:
         """PSIS-LOO with the k-hat of every cell and of the guide, see `diagnostics.loo`."""

@@ -90,7 +90,7 @@ def posterior(
     dataset = checked(fit, data)
     inputs = to_inputs(fit.schema, dataset, device=fit.device)
     num_chains, extra = 1, {}
-    with _inside(fit, inputs, seed):
+    with inside(fit, inputs, seed):
         if fit.guide is not None:
             result = guide_pass(fit.model, fit.guide, inputs, num_samples, predictive=predictive)
         else:
@@ -111,12 +111,12 @@ def posterior(
 def predict(fit: Fit, data: DataLike, num_samples: int, *, seed: int = 0) -> xr.Dataset:
     """Draw the observed variables for any cells from their inputs alone; see `Fit.predict`."""
     dataset = checked(fit, data, observed=False)
-    inputs = _inputs_for_prediction(fit, dataset)
-    roles = _roles_for_new_cells(fit)
+    inputs = inputs_for_prediction(fit, dataset)
+    roles = roles_for_new_cells(fit)
     passes = []
     values = global_draws(fit, num_samples, seed=seed)
-    with _inside(fit, inputs, seed):
-        sampler = Sampler(fit.model, None, inputs, _example(fit, values))
+    with inside(fit, inputs, seed):
+        sampler = Sampler(fit.model, None, inputs, example_of(fit, values))
         for part, count in _chunks(sampler, values, num_samples):
             passes.append(sampler.generate(count, part, roles.observed))
     drawn = join(passes)
@@ -129,9 +129,9 @@ def log_density(fit: Fit, data: DataLike, num_samples: int, *, seed: int = 0) ->
     dataset = checked(fit, data)
     inputs = to_inputs(fit.schema, dataset, device=fit.device)
     plate, terms = fit.schema.plate, []
-    _roles_for_new_cells(fit)
+    roles_for_new_cells(fit)
     values = global_draws(fit, num_samples, seed=seed)
-    with _inside(fit, inputs, seed):
+    with inside(fit, inputs, seed):
         sampler = Sampler(fit.model, None, inputs)
         for part, count in _chunks(sampler, values, num_samples):
             total = torch.zeros((), dtype=torch.double)
@@ -152,13 +152,13 @@ def global_draws(fit: Fit, num_samples: int | None, *, seed: int = 0) -> dict[st
     """Posterior draws of the sites that do not belong to cells, shaped (draw, plates or 1s, event)."""
     if num_samples is not None:
         check_counts(num_samples=num_samples)
-    local = _roles(fit).local
+    local = roles_of(fit).local
     if fit.draws is not None:
         flat = fit.draws.thinned(num_samples).flat()
         return {name: value.to(fit.device) for name, value in flat.items() if name not in local}
     inputs = fit.template.zeros(fit.schema, fit.device)
     parts = []
-    with _inside(fit, inputs, seed), pyro.validation_enabled(False):  # zeros need not be possible data
+    with inside(fit, inputs, seed), pyro.validation_enabled(False):  # zeros need not be possible data
         sampler = Sampler(fit.model, fit.guide, inputs)
         for where in sampler.chunks(num_samples or 1000):
             drawn, _ = sampler.guide_values(where.stop - where.start)
@@ -173,17 +173,31 @@ def held_fixed(result: Pass) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Roles:
-    """Latent sites that belong to cells, sites that are scored on data, and sites of all cells that are summed out."""
+class Roles:
+    """What the sites of a model are.
+
+    Attributes
+    ----------
+    local
+        Latent sites that belong to cells.
+    observed
+        Sites that are scored on data.
+    summed
+        Latent sites of all cells together that are summed out.
+    discrete
+        Whether observations are counts or the like, whose densities are probabilities.
+    """
 
     local: set[str]
     observed: set[str]
     summed: set[str]
+    discrete: bool
 
 
-def _roles(fit: Fit) -> _Roles:
+def roles_of(fit: Fit) -> Roles:
+    """Find out what the sites of the model are."""
     inputs = fit.template.zeros(fit.schema, fit.device)
-    with _inside(fit, inputs, 0), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+    with inside(fit, inputs, 0), torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         guided = fit.guide is not None and not fit.schema.normalised  # a flat prior has no draws
         known = poutine.trace(fit.guide).get_trace(**inputs) if guided else None
         trace = poutine.trace(poutine.replay(fit.model, trace=known) if guided else fit.model).get_trace(**inputs)
@@ -194,11 +208,19 @@ def _roles(fit: Fit) -> _Roles:
             raise SchemaError(f"{name}: found plates {plates} in the model; wanted one named {plate!r} as in the data")
     local = {n for n, s in latent.items() if any(frame.name == plate for frame in plates_of(s).values())}
     summed = {n for n, s in latent.items() if s["infer"].get("enumerate") == "parallel"} - local
-    return _Roles(local, set(observed), summed)
+    discrete = any(site["fn"].support.is_discrete for site in observed.values())
+    return Roles(local, set(observed), summed, discrete)
 
 
-def _roles_for_new_cells(fit: Fit) -> _Roles:
-    roles = _roles(fit)
+def roles_for_new_cells(fit: Fit) -> Roles:
+    """`roles_of` a fit that is asked about other cells than its own.
+
+    Raises
+    ------
+    SchemaError
+        If a site of all cells is summed out.
+    """
+    roles = roles_of(fit)
     if roles.summed:
         raise SchemaError(
             f"{min(roles.summed)}: found a site of all cells together that is summed out; wanted it sampled or held, "
@@ -207,12 +229,13 @@ def _roles_for_new_cells(fit: Fit) -> _Roles:
     return roles
 
 
-def _inside(fit: Fit, inputs: Mapping[str, Tensor], seed: int) -> AbstractContextManager[Any]:
+def inside(fit: Fit, inputs: Mapping[str, Tensor], seed: int) -> AbstractContextManager[Any]:
+    """The parameters of the fit, and a seed and a precision of its own."""
     return isolated(seed, fit.store, float_dtype(inputs))
 
 
 def _stored_pass(fit: Fit, flat: dict[str, Tensor], inputs: Mapping[str, Tensor], *, predictive: bool) -> Pass:
-    sampler = Sampler(fit.model, None, inputs, _example(fit, flat))
+    sampler = Sampler(fit.model, None, inputs, example_of(fit, flat))
     passes = []
     for part, count in _chunks(sampler, flat, 0):
         moved = {name: value.to(fit.device) for name, value in part.items()}
@@ -220,7 +243,7 @@ def _stored_pass(fit: Fit, flat: dict[str, Tensor], inputs: Mapping[str, Tensor]
     return join(passes)
 
 
-def _example(fit: Fit, values: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def example_of(fit: Fit, values: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """One draw of the sites, where a flat prior has none."""
     return None if fit.schema.normalised else {name: value[0].to(fit.device) for name, value in values.items()}
 
@@ -232,7 +255,7 @@ def _chunks(sampler: Sampler, values: Mapping[str, Tensor], num_samples: int) ->
     return [({name: value[where] for name, value in values.items()}, where.stop - where.start) for where in slices]
 
 
-def _inputs_for_prediction(fit: Fit, dataset: xr.Dataset) -> dict[str, Tensor]:
+def inputs_for_prediction(fit: Fit, dataset: xr.Dataset) -> dict[str, Tensor]:
     """Inputs without the observed ones, but those that a plain function insists on."""
     inputs = to_inputs(fit.schema, dataset, device=fit.device, observed=False)
     if isinstance(getattr(fit.model, "schema", None), Schema):

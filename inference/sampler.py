@@ -16,6 +16,8 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
+from ..models.parts.entries import are_independent, entry_log_prob
+from ..models.parts.errors import SchemaError
 from .density import DRAWS, max_plate_nesting, per_draw
 from .draws import Pass, Site, arrange, check_finite
 from .messengers import (
@@ -92,8 +94,7 @@ class Sampler:
         self, values: Mapping[str, Tensor], num_draws: int, *, predictive: bool = False, log_q: Tensor | None = None
     ) -> Pass:
         """Score draws of all latent sites; enumerated ones that `values` lacks are drawn given data and the rest."""
-        if self.enumerated - set(values):
-            values = {**values, **self._discrete(values, num_draws)}
+        values = self.completed(values, num_draws)
         trace = self._trace(self.model, values, num_draws)
         trace.compute_log_prob()
         latent = {n: s for n, s in sample_sites(trace).items() if not s["is_observed"] or is_deterministic(s)}
@@ -109,10 +110,54 @@ class Sampler:
             {name: (plates, value[0]) for name, (plates, value) in seen.items()},
         )
 
+    def completed(self, values: Mapping[str, Tensor], num_draws: int) -> Mapping[str, Tensor]:
+        """Draws of the latent sites, with the enumerated ones that `values` lacks drawn given data and the rest."""
+        return {**values, **self._discrete(values, num_draws)} if self.enumerated - set(values) else values
+
+    @torch.no_grad()
+    def observed(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Site], dict[str, Site]]:
+        """What the observed sites are scored on, and which entries of it count; without an axis of draws.
+
+        Parameters
+        ----------
+        values
+            One draw of the latent sites; none: the model draws them.
+        """
+        trace = self._trace(self.model, values, 1)
+        sites = observed_sites(trace)
+        masks = {n: {**s, "value": s["mask"]} for n, s in sites.items() if isinstance(s["mask"], Tensor)}
+        scored, counted = self._arranged(sites, 1), {}
+        for name, site in masks.items():
+            plates, mask = arrange(site["value"], site, 1, self.nesting, 0)
+            value = scored[name][1]
+            counted[name] = (plates, mask.reshape(mask.shape + (1,) * (value.dim() - mask.dim())).expand(value.shape))
+        return _without_draws(scored), _without_draws(counted)
+
     @torch.no_grad()
     def log_likelihood(self, values: Mapping[str, Tensor], num_draws: int) -> dict[str, Site]:
         """Pointwise log likelihood; latent sites that `values` lacks are drawn from the model, blind to the data."""
         return self._likelihood(self._trace(self.model, values, num_draws), num_draws)
+
+    @torch.no_grad()
+    def entry_log_likelihood(
+        self, values: Mapping[str, Tensor], num_draws: int, *, independent: bool = False
+    ) -> tuple[dict[str, Site], dict[str, Site]]:
+        """`log_likelihood`, and the log density of every entry given the others of its event, with its event dims.
+
+        Raises
+        ------
+        SchemaError
+            If the law of an entry is not known; with `independent`, if it depends on others of its event.
+        """
+        trace = self._trace(self.model, values, num_draws)
+        entries = {}
+        for name, site in observed_sites(trace).items():
+            if independent and not are_independent(site["fn"]):
+                raise SchemaError(f"{name}: found {type(site['fn']).__name__}; wanted entries that are independent")
+            scores = entry_log_prob(site["fn"], site["value"], name)
+            entries[name] = arrange(scores, site, num_draws, self.nesting, site["fn"].event_dim)
+        check_finite(entries)
+        return self._likelihood(trace, num_draws), entries
 
     @torch.no_grad()
     def generate(
@@ -129,13 +174,28 @@ class Sampler:
         observed
             Sites that count as observed although the inputs lack what they explain.
         """
-        trace = self._trace(Unobserve()(self.model), values or {}, num_draws)
+        trace, shown = self._generated(num_draws, values or {}, observed)
         trace.compute_log_prob()
-        arranged = self._arranged(sample_sites(trace), num_draws)
-        check_finite(arranged)
-        shown = {n: v for n, v in arranged.items() if n in observed or "was_observed" in trace.nodes[n]["infer"]}
-        latent = {n: v for n, v in arranged.items() if n not in shown}
-        return Pass(latent, {}, self._log_density(trace, num_draws), None, shown)
+        latent = {n: site for n, site in sample_sites(trace).items() if n not in shown}
+        found = self._arranged(latent, num_draws)
+        check_finite(found)
+        return Pass(found, {}, self._log_density(trace, num_draws), None, shown)
+
+    @torch.no_grad()
+    def replicate(
+        self, num_draws: int, values: Mapping[str, Tensor] | None = None, observed: Collection[str] = ()
+    ) -> dict[str, Site]:
+        """Draws of the observed sites as from `generate`, which are not scored: that costs as much again."""
+        return self._generated(num_draws, values or {}, observed)[1]
+
+    def _generated(
+        self, num_draws: int, values: Mapping[str, Tensor], observed: Collection[str]
+    ) -> tuple[Any, dict[str, Site]]:
+        trace = self._trace(Unobserve()(self.model), values, num_draws)
+        sites = sample_sites(trace).items()
+        shown = self._arranged({n: s for n, s in sites if n in observed or "was_observed" in s["infer"]}, num_draws)
+        check_finite(shown)
+        return trace, shown
 
     def _plate(self, num_draws: int) -> AbstractContextManager[Any]:
         return pyro.plate(DRAWS, num_draws, dim=-1 - self.nesting) if self.vectorised else nullcontext()
@@ -171,7 +231,8 @@ class Sampler:
         return result
 
     def _log_density(self, trace: Any, num_draws: int) -> Tensor:
-        terms = [per_draw(s["log_prob"], num_draws, self.nesting) for s in sample_sites(trace).values()]
+        sites = sample_sites(trace).values()  # densities of flat priors come from the CPU, wherever values are
+        terms = [per_draw(s["log_prob"].to(s["value"].device), num_draws, self.nesting) for s in sites]
         return torch.stack(terms).sum(0)
 
     def _marginal_log_p(self, values: Mapping[str, Tensor], num_draws: int) -> Tensor:
@@ -247,6 +308,10 @@ class Sampler:
         one = self._marginal_log_p({name: value[-1] for name, value in values.items()}, 1)
         self.vectorised = True
         return bool(torch.allclose(many[-1].double(), one[0].double(), rtol=1e-3, atol=1e-3, equal_nan=True))
+
+
+def _without_draws(sites: Mapping[str, Site]) -> dict[str, Site]:
+    return {name: (plates, value[0]) for name, (plates, value) in sites.items()}
 
 
 def _is_point(site: Mapping[str, Any]) -> bool:

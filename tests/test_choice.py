@@ -10,7 +10,7 @@ import pytest
 from notmad_use_cases import QUICK, data
 
 import embergraph as eg
-from embergraph.choice import compare
+from embergraph.held_out import ranked
 from embergraph.models import NOTMAD
 
 FAST: dict[str, Any] = QUICK | {"num_orders": 1, "num_guide_steps": 40, "num_steps": 120, "posterior": "mean_field"}
@@ -22,20 +22,20 @@ def test_ties_go_to_the_first_listed() -> None:
     noise = rng.normal(size=400)
     noise -= noise.mean()
     error = noise.std(ddof=1) / 20
-    rows = compare({"simple": base, "near": base + noise + 0.9 * error, "worse": base - 1.0})
+    rows = ranked({"simple": base, "near": base + noise + 0.9 * error, "worse": base - 1.0})
     assert [rows[name]["tied"] for name in rows] == [True, True, False]
     assert rows["simple"]["difference"] == pytest.approx(-0.9 * error)
     assert rows["simple"]["difference_se"] == pytest.approx(error)
     assert rows["near"]["difference"] == rows["near"]["difference_se"] == 0.0
     assert rows["worse"]["log_density_se"] == pytest.approx(base.std(ddof=1) / 20)
-    rows = compare({"simple": base, "clear": base + noise + 1.1 * error})
+    rows = ranked({"simple": base, "clear": base + noise + 1.1 * error})
     assert [row["tied"] for row in rows.values()] == [False, True]
 
 
 def test_pairing_finds_what_the_spread_of_cells_hides() -> None:
     rng = np.random.default_rng(1)
     base = 10 * rng.normal(size=200)
-    rows = compare({"first": base, "second": base + 0.1 + 0.01 * rng.normal(size=200)})
+    rows = ranked({"first": base, "second": base + 0.1 + 0.01 * rng.normal(size=200)})
     assert not rows["first"]["tied"]
     assert rows["first"]["log_density_se"] > 5 * 0.1
 

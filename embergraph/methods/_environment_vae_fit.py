@@ -13,16 +13,22 @@ import xarray as xr
 from ..guides.environment_vae import EnvironmentVAEGuide
 from ..guides.linear_environment_vae import LinearEnvironmentVAEGuide
 from ..inference import Fit, register
+from ..inference.figures import Picture
 from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
 from ..inference.messengers import isolated
 from ..inference.options import Options
 from ..inference.query import checked
+from ..inference.readings import check_level
+from ..inference.replicated import Replicated
 from ..models.environment_vae import EnvironmentVAE
 from ..models.parts.errors import DataError
 from ..models.schema import Schema
 from . import _environment_vae_read as read
 from ._environment_vae_data import prepared
+from ._environment_vae_entries import entry_log_density
+from ._environment_vae_figures import environment_figures
 from ._environment_vae_new import new_environments
+from ._environment_vae_readings import environment_readings
 from ._environment_vae_report import environment_report
 from ._environment_vae_shifts import shift_calibration
 
@@ -36,6 +42,7 @@ class EnvironmentVAEFit(Fit):
     (the library size) is computed again.
     """
 
+    exchangeable = ("latent",)
     model: EnvironmentVAE
     guide: EnvironmentVAEGuide | LinearEnvironmentVAEGuide
 
@@ -90,13 +97,13 @@ class EnvironmentVAEFit(Fit):
             raise DataError(
                 "data: found none; wanted the data of the fit, from which calibrated=True takes its numbers"
             )
-        dataset = None if data is None else self._prepared(data, observed=calibrated)
+        dataset = None if data is None else self.prepared(data, observed=calibrated)
         correction = shift_calibration(self, dataset) if calibrated and dataset is not None else None
         return read.environments(self, dataset, interval, num_samples, seed, correction)
 
     def latents(self, data: DataLike) -> xr.Dataset:
         """Posterior ``mean`` and ``sd`` of the latents of any cells, ``(cell, latent)``."""
-        return read.latents(self, self._prepared(data))
+        return read.latents(self, self.prepared(data))
 
     def effects(
         self,
@@ -127,7 +134,7 @@ class EnvironmentVAEFit(Fit):
             ``effect`` with ``effect_lower`` and ``effect_upper``, and ``positive_probability``, over ``(condition,
             gene)``: log2 ratios for counts, else differences. NaN for environments without cells.
         """
-        return read.effects(self, self._prepared(data), control, interval, num_samples, seed)
+        return read.effects(self, self.prepared(data), control, interval, num_samples, seed)
 
     def log_density(self, data: DataLike, num_samples: int = 60, *, seed: int = 0) -> xr.DataArray:
         """Log predictive density of each cell given its environment, in nats, by importance sampling.
@@ -135,7 +142,15 @@ class EnvironmentVAEFit(Fit):
         Latents are drawn from a wider q(z | x) and weighted: a lower bound in expectation, tighter with more draws.
         What is not known of shifts and gene effects is averaged over.
         """
-        return read.log_density(self, self._prepared(data), num_samples, seed)
+        return read.log_density(self, self.prepared(data), num_samples, seed)
+
+    def entry_log_density(self, data: DataLike, num_samples: int = 60, *, seed: int = 0) -> xr.Dataset:
+        """Log density of every gene of held-out cells given the rest of the cell; see `Fit.entry_log_density`.
+
+        Latents are those of `log_density`, weighted by the rest of the cell; exact for linear Gaussian models. The
+        library size of counts is an input: it is known, though it is the sum of the very counts.
+        """
+        return entry_log_density(self, self.prepared(data), num_samples, seed)
 
     def new_environments(
         self, descriptors: xr.DataArray, *, interval: float = 0.9, num_samples: int = 200, seed: int = 0
@@ -180,7 +195,7 @@ class EnvironmentVAEFit(Fit):
         num_cells
             Cells whose latents and likelihoods are drawn, evenly spaced; None for all. Shifts are those of all cells.
         """
-        dataset = self._prepared(data)
+        dataset = self.prepared(data)
         total = dataset.sizes["cell"]
         if num_cells is not None and num_cells < total:
             dataset = dataset.isel(cell=np.linspace(0, total - 1, num_cells).round().astype(int))
@@ -191,14 +206,18 @@ class EnvironmentVAEFit(Fit):
 
     def predict(self, data: DataLike, num_samples: int = 200, *, seed: int = 0) -> xr.Dataset:
         """Draw the expression of cells from their environment alone (and their library size); see `Fit.predict`."""
-        return super().predict(self._prepared(data, observed=False), num_samples, seed=seed)
+        return super().predict(self.prepared(data, observed=False), num_samples, seed=seed)
+
+    def replicated(self, data: DataLike, num_samples: int = 200, **options: Any) -> Replicated:
+        """Draw the expression anew, part by part; see `Fit.replicated`."""
+        return super().replicated(self.prepared(data), num_samples, **options)
 
     def resume(self, data: DataLike, num_steps: int, *, progress: bool = True, options: Any = None) -> Self:
         """Go on training; see `Fit.resume`. Rotations are those of the plan that are still due.
 
         A fit of `svi` that was read from disk goes on at its last rate, since a file holds no schedules.
         """
-        dataset = self._prepared(data)
+        dataset = self.prepared(data)
         if options is None and "optimizer" in self.training and "options" not in self.training:
             kept = ("batch_size", "clip_norm", "update_every")
             options = Options(**{key: self.settings[key] for key in kept if key in self.settings})
@@ -209,10 +228,25 @@ class EnvironmentVAEFit(Fit):
 
     def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 60) -> xr.Dataset:
         """Table of what can be known about the quality of the fit; `as_text` prints it."""
-        held_out = None if test is None else self._prepared(test)
-        return environment_report(self, self._prepared(data), held_out, num_samples=num_samples)
+        held_out = None if test is None else self.prepared(test)
+        return environment_report(self, self.prepared(data), held_out, num_samples=num_samples)
 
-    def _prepared(self, data: DataLike, *, observed: bool = True) -> xr.Dataset:
+    def readings(
+        self, data: DataLike, *, num_samples: int = 200, level: float = 0.9, seed: int = 0
+    ) -> dict[str, xr.Dataset]:
+        """``target``, ``shift`` and ``effect``; see `Fit.readings`.
+
+        The truth of a simulation is brought into the order and signs of the fitted latents by their cells.
+        """
+        check_level(level)
+        return environment_readings(self, as_dataset(data), num_samples, level=level, seed=seed)
+
+    def figures(self, data: DataLike, *, num_samples: int = 200, seed: int = 0) -> list[Picture]:
+        """Targets, shifts, latents of cells and effects on genes; see `Fit.figures`."""
+        return environment_figures(self, self.prepared(data), num_samples, seed)
+
+    def prepared(self, data: DataLike, *, observed: bool = True) -> xr.Dataset:
+        """Data as the model takes them, with what it computes from them; see `Fit.prepared`."""
         dataset = as_dataset(data, self.schema)
         if not isinstance(dataset, xr.Dataset):
             raise DataError(f"data: found {type(data).__name__}; wanted a Dataset")

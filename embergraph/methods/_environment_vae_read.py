@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pyro
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ._environment_vae_fit import EnvironmentVAEFit
     from ._environment_vae_shifts import ShiftCalibration
 
+T = TypeVar("T")
+Draws = Iterator[tuple[Tensor, Tensor]]
 CHUNK_VALUES = 4_000_000
 WIDER = 1.1
 LINEAR_NOTE = "intervals include what is not known of targets and shifts, given decoder and noise"
@@ -227,29 +229,47 @@ def log_density(fit: EnvironmentVAEFit, data: xr.Dataset, num_samples: int, seed
     check_counts(num_samples=num_samples)
     if isinstance(fit.guide, LinearEnvironmentVAEGuide):
         return _marginal_density(fit, data, num_samples, seed)
+
+    def mean(inputs: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        return log_mean_exp(torch.stack([log_weight.double() for _, log_weight in draws])).cpu()
+
+    return _of_cells(torch.cat(over_weighted_latents(fit, data, num_samples, seed, mean)), data)
+
+
+def over_weighted_latents(
+    fit: EnvironmentVAEFit,
+    data: xr.Dataset,
+    num_samples: int,
+    seed: int,
+    reduce: Callable[[Mapping[str, Tensor], Draws], T],
+) -> list[T]:
+    """Reduce draws of the latents from a wider q(z | x), part by part of the cells.
+
+    `reduce` is given the inputs of a part and its draws: the decoder's output, and the log weight log p(x | z) p(z) /
+    q(z | x) of every cell, whose mean of exponentials is p(x).
+    """
     model, guide = fit.model, fit.guide
     descriptors = descriptors_of(fit, data, everywhere=True)
     mu, law = draw_environments(fit, descriptors, num_samples, seed)
     log_scale = None if law.log_scale is None else law.log_scale.reshape(-1, *mu.shape[1:])[0]
-    terms = []
     with isolated(seed + 1, fit.store), torch.no_grad(), pyro.validation_enabled(False):
         beta = None if guide.gene_effects is None else guide.gene_effects.law().sample((num_samples,)).to(mu)
         targets = guide.expected_targets(model)
-        for inputs, loc, log_variance in parts(fit, data):
+
+        def draws(inputs: Mapping[str, Tensor], loc: Tensor, log_variance: Tensor) -> Draws:
             x_i, e_i, l_i = inputs["expression"], inputs["environment"], inputs.get("library")
             constant = model.likelihood.base_measure(x_i)
             sd = WIDER * (0.5 * log_variance).exp()
             scale = torch.ones_like(sd) if log_scale is None else of_cells(log_scale, e_i).exp()
-            weights = []
             for s in range(num_samples):
                 noise = torch.randn_like(loc)
                 z = loc + sd * noise
                 effect = None if beta is None else beta[s]
                 output = model.output(z, e_i, descriptors, is_target=targets, gene_effects=effect)
                 ratio = 0.5 * (noise.square() - ((z - of_cells(mu[s], e_i)) / scale).square()) + (sd / scale).log()
-                weights.append((model.likelihood.log_score(output, l_i, x_i) + constant + ratio.sum(-1)).double())
-            terms.append(log_mean_exp(torch.stack(weights)).cpu())
-    return _of_cells(torch.cat(terms), data)
+                yield output, model.likelihood.log_score(output, l_i, x_i) + constant + ratio.sum(-1)
+
+        return [reduce(inputs, draws(inputs, loc, variance)) for inputs, loc, variance in parts(fit, data)]
 
 
 def _of_cells(density: Float[Tensor, " cell"], data: xr.Dataset) -> xr.DataArray:

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..inference.diagnostics import MEANING as COMMON
 from ..inference.diagnostics import drift
+from ..inference.judgement import LIMITS as COMMON_LIMITS
+from ..inference.judgement import Limits, at_least, limits_of
 from . import _environment_vae_read as read
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ MEANING = {
     "num_genes": "genes",
     "num_environments": "environments, with the control if there is one",
     "final_loss": "loss in nats a cell: negative ELBO, plus penalties",
-    "loss_drift": "change of the loss over the last tenth of the steps, nats a cell; clearly negative: train longer",
+    "loss_drift": COMMON["loss_drift"],
     "rotation_agreement": "share of restarts of the rotation that agree (EM: weight of the best axes among those "
     "found); below 0.2 the environments do not determine the latent axes",
     "targets_per_environment": "expected number of latents that an environment shifts",
@@ -34,6 +37,14 @@ MEANING = {
     "test_log_density": "mean log predictive density of a held-out cell, nats",
 }
 
+LIMITS = {
+    "loss_drift": COMMON_LIMITS["loss_drift"],
+    "rotation_agreement": at_least(
+        0.5, 0.2, "The environments do not determine the latent axes: read effects on genes, not targets or shifts."
+    ),
+    "within_variance": Limits((0.7, 1.3), (0.4, 2.0), "Sizes of shifts are off: read their signs, not their sizes."),
+}
+
 
 def environment_report(
     fit: EnvironmentVAEFit, data: xr.Dataset, test: xr.Dataset | None, *, num_samples: int
@@ -45,7 +56,7 @@ def environment_report(
         "num_genes": fit.model.num_genes,
         "num_environments": fit.model.num_environments,
         "final_loss": float(fit.settings["final_loss"]) / num_cells,
-        "loss_drift": drift(fit.history, fit.settings.get("chosen_restart", 0)) / num_cells,
+        "loss_drift": drift(fit.history, int(fit.settings.get("chosen_restart", 0))),
         "rotation_agreement": float(fit.guide.rotation_agreement),
         "targets_per_environment": float(probability.sum() / max(1, fit.model.num_environments)),
         "clear_targets": float((probability > 0.95).sum()) if fit.model.environment_prior.has_targets else np.nan,
@@ -58,7 +69,11 @@ def environment_report(
     rows["log_density"] = float(fit.log_density(data, num_samples).mean())
     if test is not None:
         rows["test_log_density"] = float(fit.log_density(test, num_samples).mean())
-    table = {key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items() if not np.isnan(value)}
+    table = {
+        key: ((), value, {"meaning": MEANING[key], **limits_of(key, LIMITS)})
+        for key, value in rows.items()
+        if not np.isnan(value)
+    }
     return xr.Dataset(table).assign_attrs(fit.summary())
 
 

@@ -17,9 +17,9 @@ In simulated counts the mean ratio of estimated to true shift and the variance o
 
 The four numbers are regressions on 18 simulated data sets. On 13 others of random sizes, intervals of 50, 80 and 95 %
 covered .58, .84 and .945 on average (worst: .32, .59 and .80), where those of the fit alone covered .02 to .45, .04 to
-.74 and .07 to .88. Intervals are too wide where the simulator is linear. `benchmarks/environment_vae_shift_sizes.py`
-measures it. The numbers are empirical: they hold for the default plan on counts like these, and nothing proves them for
-other data.
+.74 and .07 to .88. Intervals are too wide where the simulator is linear. `make bench METHOD=environment_vae
+BENCH=shift_sizes` measures it. The numbers are empirical: they hold for the default plan on counts like these, and
+nothing proves them for other data.
 """
 
 from __future__ import annotations

@@ -14,13 +14,19 @@ from ..guides.med_magma import MEDMAGMAGuide
 from ..guides.parts.edge_score import ScoreKind
 from ..guides.parts.graph_updates import sample_into
 from ..inference import Fit, register
+from ..inference.entries import leave_one_out_entries
+from ..inference.figures import Picture
 from ..inference.inputs import DataLike, as_dataset, to_inputs
 from ..inference.messengers import isolated
 from ..inference.options import check_counts
+from ..inference.readings import check_level
+from ..inference.replicated import Replicated
 from ..models.med_magma import MEDMAGMA
 from ..models.parts.errors import SchemaError
 from ..models.parts.graph_priors import FixedGraph, SparseGraph
 from . import _med_magma_graphs as read
+from ._med_magma_figures import graph_figures
+from ._med_magma_readings import graph_readings
 from ._med_magma_report import graph_report
 
 
@@ -125,6 +131,14 @@ class MEDMAGMAFit(Fit):
         """
         return read.log_density(self, data)
 
+    def entry_log_density(self, data: DataLike, num_samples: int = 200, *, seed: int = 0) -> xr.Dataset:
+        """Log density of every entry of the fitted matrices given all their other entries, in nats.
+
+        Not of held-out data, and attribute ``held_out`` is 0: graphs and scales have seen every entry. Scales are
+        averaged over by leave-one-out weights, graphs are as fitted; see `Fit.entry_log_density` for what is returned.
+        """
+        return leave_one_out_entries(self._given_graphs(), data, num_samples, seed=seed)
+
     def predict(self, data: DataLike, num_samples: int = 200, *, seed: int = 0) -> xr.Dataset:
         """Draw matrices given the graphs and the posterior of the scales.
 
@@ -136,6 +150,11 @@ class MEDMAGMAFit(Fit):
         if self.model.num_replicates is not None and not self.model.shared_scales and not self.model.proper:
             raise SchemaError("predict: found flat scales of new matrices; wanted NormalScales() and an overall_prior")
         return Fit.predict(self._given_graphs(), data, num_samples, seed=seed)
+
+    def replicated(self, data: DataLike, num_samples: int = 200, **options: Any) -> Replicated:
+        """Draw matrices anew; see `Fit.replicated`. Posterior draws are of scales, given the graphs of the fit."""
+        fit = self if options.get("kind") == "prior" else self._given_graphs()
+        return Fit.replicated(fit, data, num_samples, **options)
 
     def resume(self, data: DataLike, num_steps: int, *, progress: bool = True, options: Any = None) -> Self:
         """Go on with the sweeps, then compute the posterior of the scales again; see `Fit.resume`."""
@@ -150,6 +169,17 @@ class MEDMAGMAFit(Fit):
     def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
         """Table of what can be known about the quality of the fit; `as_text` prints it."""
         return graph_report(self, data, test, num_samples=num_samples)
+
+    def readings(
+        self, data: DataLike, *, num_samples: int = 200, level: float = 0.9, seed: int = 0
+    ) -> dict[str, xr.Dataset]:
+        """``log_u``, ``log_v``, ``cell_edge`` and ``gene_edge``, from closed forms; see `Fit.readings`."""
+        check_level(level)
+        return graph_readings(self, as_dataset(data, self.schema), level=level)
+
+    def figures(self, data: DataLike, *, num_samples: int = 200, seed: int = 0) -> list[Picture]:
+        """Graphs of genes and cells, and scales of both; see `Fit.figures`."""
+        return graph_figures(self)
 
     def summary(self) -> dict[str, Any]:
         """What the attributes of a tree say about the fit."""

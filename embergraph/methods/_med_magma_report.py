@@ -9,8 +9,10 @@ import numpy as np
 import xarray as xr
 
 from ..inference.diagnostics import MEANING as COMMON
-from ..inference.diagnostics import guide_khat
+from ..inference.diagnostics import guide_khat, settled
 from ..inference.inputs import DataLike, as_dataset
+from ..inference.judgement import LIMITS as COMMON_LIMITS
+from ..inference.judgement import at_least, at_most, limits_of
 from ..models.parts.errors import DataError
 
 ENOUGH = 65.0
@@ -36,6 +38,12 @@ MEANING = {
     "median_sd_log_u": "median posterior standard deviation of a cell's log scale",
     "median_sd_log_v": "median posterior standard deviation of a gene's log scale",
     "test_log_density": "mean log density of a held-out matrix with its scales integrated out, nats",
+}
+
+LIMITS = {
+    "converged": at_least(1.0, 1.0, "Bound and graphs had not settled when the sweeps ended: take more."),
+    "fell_back": at_most(0.0, 0.0, "No sparse graph holds the data: pairs are ranked, and no edges are named."),
+    "guide_khat": COMMON_LIMITS["guide_khat"],
 }
 
 
@@ -65,5 +73,9 @@ def graph_report(fit: Any, data: DataLike, test: DataLike | None, *, num_samples
     rows |= {f"median_sd_{name}": float(scales[f"{name}_sd"].median()) for name in ("log_u", "log_v")}
     if test is not None:
         rows["test_log_density"] = float(fit.log_density(test).mean())
-    table = xr.Dataset({key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items()})
+    table = xr.Dataset(
+        {key: ((), value, {"meaning": MEANING[key], **limits_of(key, LIMITS)}) for key, value in rows.items()}
+    )
+    if "bound_range" in table and fit.settings.get("tolerance") is not None:
+        table["bound_range"].attrs |= settled(float(fit.settings["tolerance"]))
     return table.assign_attrs(tree["posterior"].attrs)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..inference.diagnostics import split_rhat
+from ..inference.judgement import at_least, at_most, limits_of
 
 if TYPE_CHECKING:
     from .notmad import NOTMADFit
@@ -21,6 +22,13 @@ MEANING = {
     "share_acyclic": "share of drawn networks that are acyclic before any projection",
     "removed_mass": "share of the L1 mass of the mean networks that their projection to DAGs removes",
     "network_rhat": "largest R-hat of an edge in 12 cells, halves of each order's chain; above 1.2: draw more",
+}
+
+LIMITS = {
+    "search_restarts_agree": at_least(0.5, -math.inf, "Starts of the search ended apart: take more restarts."),
+    "share_acyclic": at_least(1.0, 0.99, "Draws hold cycles: their edges have no causal reading."),
+    "removed_mass": at_most(0.05, 0.2, "Orders disagree: read networks draw by draw, or take order='projected'."),
+    "network_rhat": at_most(1.1, 1.2, "Networks have not settled: take more warm-up steps and more draws."),
 }
 
 
@@ -38,7 +46,11 @@ def network_report(fit: NOTMADFit, table: xr.Dataset, data: xr.Dataset) -> xr.Da
         rows["modes"] = float(fit.settings["num_modes"])
     if fit.draws is not None and "bootstrap" not in fit.settings.get("routine", ""):  # whose draws are independent
         rows["network_rhat"] = network_rhat(fit, few)
-    extra = {key: ((), value, {"meaning": MEANING[key]}) for key, value in rows.items() if not math.isnan(value)}
+    extra = {
+        key: ((), value, {"meaning": MEANING[key], **limits_of(key, LIMITS)})
+        for key, value in rows.items()
+        if not math.isnan(value)
+    }
     return table.assign(extra)
 
 

@@ -55,6 +55,7 @@ def fit_environment_vae(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
+    distributed: bool = False,
 ) -> EnvironmentVAEFit:
     """Fit an Environment VAE by the plan that was measured best.
 
@@ -99,8 +100,8 @@ def fit_environment_vae(
         Masks of sVAE+ by straight-through draws, as published, in place of their exact expectation.
     num_restarts
         Runs of SVI from different weights; the best ELBO is kept.
-    seed, device, progress, checkpoint, checkpoint_every
-        As for `svi`.
+    seed, device, progress, checkpoint, checkpoint_every, distributed
+        As for `svi`; with `distributed` it is always SVI.
 
     Returns
     -------
@@ -144,6 +145,7 @@ def fit_environment_vae(
         "schedules": bool(schedules),
         "relaxed_masks": relaxed_masks,
         "num_restarts": num_restarts != 1,
+        "distributed": distributed,
     }
     asked = [name for name, given in trained.items() if given]
     if routine == "em" and asked:
@@ -163,6 +165,7 @@ def fit_environment_vae(
             "parameterisation": parameterisation, "penalties": penalties, "relaxed_masks": relaxed_masks,
             "stages": choice.stages,
         }  # fmt: skip
+        common["distributed"] = distributed
         choice = replace(choice, schedules={**choice.schedules, **(schedules or {})})
         fit = _by_svi(model, dataset, choice, encoder, options, num_restarts, **common)
     warn_of_empty_environments(model, data)

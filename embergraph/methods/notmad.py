@@ -15,9 +15,11 @@ from torch import Tensor
 from ..guides.notmad import NOTMADGuide
 from ..inference import Fit, StoredDraws, register, svi
 from ..inference.copies import float_dtype, make_pair, no_guide
+from ..inference.figures import Picture
 from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
 from ..inference.messengers import isolated
 from ..inference.options import check_counts
+from ..inference.readings import check_level
 from ..inference.schedules import WarmCosine
 from ..models.notmad import NOTMAD
 from . import _notmad_plan as plan
@@ -25,9 +27,11 @@ from ._notmad_anndata import AnnDataOut
 from ._notmad_causal import Interventions
 from ._notmad_checks import check_data, check_options
 from ._notmad_effects import CovariateEffects
+from ._notmad_figures import network_figures
 from ._notmad_map import ArchetypeMap
 from ._notmad_networks import Networks
 from ._notmad_projected import SEARCH_STEPS, fit_projected
+from ._notmad_readings import network_readings
 from ._notmad_report import network_report
 from ._notmad_search import collapses, has_many_genes, search_order
 from ._notmad_start import RELAXED_STEPS, check_start, start_search
@@ -40,6 +44,8 @@ Posterior = Literal["auto", "hmc", "mean_field", "bootstrap"]
 
 class NOTMADFit(CovariateEffects, ArchetypeMap, Interventions, AnnDataOut, Networks, Fit):
     """A fitted NOTMAD: a `Fit` that also tells networks of cells."""
+
+    exchangeable = ("archetype",)
 
     def conditioned_log_density(self, data: DataLike, *, num_samples: int = 500, seed: int = 0) -> xr.DataArray:
         """Log density of each cell with its logits read from its own expression: how well it is described.
@@ -61,6 +67,17 @@ class NOTMADFit(CovariateEffects, ArchetypeMap, Interventions, AnnDataOut, Netwo
         """`Fit.report`, with rows on orders, acyclicity and the mixing of networks."""
         table = super().report(data, test, num_samples=num_samples)
         return network_report(self, table, as_dataset(data if test is None else test))
+
+    def readings(
+        self, data: DataLike, *, num_samples: int = 200, level: float = 0.9, seed: int = 0
+    ) -> dict[str, xr.Dataset]:
+        """``network`` and ``edge`` of up to 25 cells, evenly spaced; see `Fit.readings`."""
+        check_level(level)
+        return network_readings(self, as_dataset(data, self.schema), num_samples, level=level, seed=seed)
+
+    def figures(self, data: DataLike, *, num_samples: int = 200, seed: int = 0) -> list[Picture]:
+        """The mean network, edges that differ between cells, archetypes, and cells between them; see `Fit.figures`."""
+        return network_figures(self, as_dataset(data), num_samples, seed)
 
 
 def fit_notmad(
@@ -154,7 +171,7 @@ def fit_notmad(
     template = Template.of(model.schema, data)
     if start is not None:
         check_start(start, model, template)
-    with isolated(seed, dtype=float_dtype(inputs)) as store, pyro.validation_enabled(False):
+    with isolated(seed, dtype=float_dtype(inputs)) as store, torch.enable_grad(), pyro.validation_enabled(False):
         copied, _, _ = make_pair(model, no_guide, inputs)
         model = cast("NOTMAD", copied)
         job = _Plan(model, inputs, template, store, seed, progress, num_steps, start)

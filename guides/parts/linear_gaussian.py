@@ -159,6 +159,19 @@ class LinearGaussian:
         at_zero = -0.5 * (p * math.log(2 * math.pi) + log_det + (away.square().sum(-1) - explained) / self.variance)
         return at_zero + (pull * mean).sum(-1) - 0.5 * ((mean @ F) * mean).sum(-1)
 
+    def entry_log_density(
+        self, expression: Float[Tensor, "cell gene"], mean: Float[Tensor, "*draw cell latent"]
+    ) -> Float[Tensor, "*draw cell gene"]:
+        """Log density of every gene given the other genes of its cell, latents integrated out: Normal.
+
+        The precision of the genes is (I - W' (I + W W' / s^2)^-1 W / s^2) / s^2.
+        """
+        away = expression - self.bias - mean @ self.weight
+        gain = self.gain().mT
+        precision = (1 - (self.weight * gain).sum(0)) / self.variance
+        deviation = (away - away @ self.weight.mT @ gain) / self.variance
+        return 0.5 * (precision.log() - math.log(2 * math.pi) - deviation.square() / precision)
+
     def log_likelihood(self, cells: CellSums, shifts: Shifts) -> Float[Tensor, ""]:
         """Expected log density of all cells, latents integrated out, over the posterior of the means."""
         p = cells.mean.shape[1]

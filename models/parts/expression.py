@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from .errors import DataError
+from .errors import DataError, SchemaError
 from .kinds import Part
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Expression(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch declares it as an instance attribute)
+    independent_entries = True
 
     def __init__(
         self,
@@ -66,6 +67,10 @@ class Expression(TorchDistribution):
         """Log density of all genes together."""
         score = self.likelihood.log_score(self.output, self.library, value) + self.likelihood.base_measure(value)
         return score.expand(torch.broadcast_shapes(score.shape, self.batch_shape))
+
+    def entry_log_prob(self, value: Float[Tensor, "*batch gene"]) -> Float[Tensor, "*batch gene"]:
+        """Log density of every gene; genes are independent given the decoder's output."""
+        return self.likelihood.entry_log_prob(self.output, self.library, value)
 
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "*shape gene"]:
         """Draw expression."""
@@ -110,6 +115,21 @@ class Likelihood(Part, ABC):
     @abstractmethod
     def base_measure(self, x: Float[Tensor, "*batch gene"]) -> Float[Tensor, "*batch"]:
         """Terms of the log density that depend on the data alone."""
+
+    def entry_log_prob(
+        self,
+        output: Float[Tensor, "*batch gene"],
+        library: Float[Tensor, "*batch"] | None,
+        x: Float[Tensor, "*batch gene"],
+    ) -> Float[Tensor, "*batch gene"]:
+        """Log density of every gene by itself; over genes they add up to score and base measure.
+
+        Raises
+        ------
+        SchemaError
+            If the likelihood does not say.
+        """
+        raise SchemaError(f"likelihood: found {self.kind!r} without entry_log_prob; wanted it for densities of entries")
 
     @abstractmethod
     def mean(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
-from .errors import DataError, NumericalError
+from .errors import DataError, NumericalError, SchemaError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -139,6 +139,13 @@ class KroneckerSumNormal(TorchDistribution):
             self._validate_sample(value)
         log_prob = self._log_density(self.quadratic(value), self.event_shape.numel())
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def entry_log_prob(self, value: Float[Tensor, "*shape n p"]) -> Float[Tensor, "*shape n p"]:
+        """Log density of every entry given all others: Normal of the precision on the diagonal of Omega."""
+        row, col = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (self.row_precision, self.col_precision))
+        precision, left = self._spectrum(row, col), self.row_precision @ value
+        deviation = left + value @ self.col_precision if self.structure == "sum" else left @ self.col_precision
+        return 0.5 * (precision.log() - math.log(2 * math.pi) - deviation.square() / precision)
 
     def _log_density(self, quadratic: Tensor, count: float | Tensor) -> Tensor:
         log_density = 0.5 * (self.log_det() - quadratic - count * math.log(2 * math.pi))
@@ -274,6 +281,21 @@ class ScaledKroneckerSumNormal(TorchDistribution):
         log_density = self.unscaled._log_density(self.unscaled.quadratic(value * (-log_scale).exp()), count)
         log_prob = log_density - log_jacobian
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def entry_log_prob(self, value: Float[Tensor, "*shape n p"]) -> Float[Tensor, "*shape n p"]:
+        """Log density of every entry given all others, and the scales.
+
+        Raises
+        ------
+        SchemaError
+            If zeros are structural: the pseudo-likelihood is no law of entries.
+        """
+        if self.zeros == "structural":
+            raise SchemaError(
+                "zeros: found 'structural', a pseudo-likelihood; wanted 'gaussian' for densities of entries"
+            )
+        log_scale = self.log_scale
+        return self.unscaled.entry_log_prob(value * (-log_scale).exp()) - log_scale
 
     def _jacobian(self, value: Tensor, log_scale: Tensor) -> tuple[Tensor, float | Tensor]:
         """Sum of the log scales over the entries that count, and their number."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Gamma, StudentT
+from torch.distributions import Gamma, Normal, StudentT
 from torch.nn.functional import mse_loss, softplus
 
 from .count_distributions import negative_binomial_score
@@ -124,6 +124,15 @@ class GaussianLikelihood(_ScaleLikelihood):
         """-1/2 log 2 pi a gene."""
         return x.new_full(x.shape[:-1], -0.5 * self.num_genes * math.log(2 * math.pi), dtype=self.raw_scale.dtype)
 
+    def entry_log_prob(
+        self,
+        output: Float[Tensor, "*batch gene"],
+        library: Float[Tensor, "*batch"] | None,
+        x: Float[Tensor, "*batch gene"],
+    ) -> Float[Tensor, "*batch gene"]:
+        """Normal log density of every gene."""
+        return Normal(output, self.scale, validate_args=False).log_prob(x)
+
     def draw(self, mean: Float[Tensor, "*batch gene"]) -> Float[Tensor, "*batch gene"]:
         """Draw expression around a mean."""
         return mean + self.scale * torch.randn_like(mean)
@@ -179,6 +188,15 @@ class StudentTLikelihood(_ScaleLikelihood):
         df = self.df.double()
         each = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (math.pi * df).log()
         return (self.num_genes * each).to(self.df.dtype).expand(x.shape[:-1])
+
+    def entry_log_prob(
+        self,
+        output: Float[Tensor, "*batch gene"],
+        library: Float[Tensor, "*batch"] | None,
+        x: Float[Tensor, "*batch gene"],
+    ) -> Float[Tensor, "*batch gene"]:
+        """Student-t log density of every gene."""
+        return StudentT(self.df, output, self.scale, validate_args=False).log_prob(x)
 
     def draw(self, mean: Float[Tensor, "*batch gene"]) -> Float[Tensor, "*batch gene"]:
         """Draw expression around a mean."""
@@ -257,6 +275,17 @@ class NegativeBinomialLikelihood(_CountLikelihood):
         """Log Gamma(x + theta) / Gamma(theta) + x log m + theta log theta - (x + theta) log(m + theta), over genes."""
         return negative_binomial_score(self.log_mean(output, library), self.inverse_dispersion, x.to(output.dtype))
 
+    def entry_log_prob(
+        self,
+        output: Float[Tensor, "*batch gene"],
+        library: Float[Tensor, "*batch"] | None,
+        x: Float[Tensor, "*batch gene"],
+    ) -> Float[Tensor, "*batch gene"]:
+        """Negative binomial log probability of every gene, in double precision."""
+        log_mean, theta = self.log_mean(output, library).double(), self.inverse_dispersion.double()
+        rows = (part.unsqueeze(-1) for part in torch.broadcast_tensors(log_mean, theta, x.double()))
+        return negative_binomial_score(*rows) - torch.lgamma(x.double() + 1)
+
     def draw(self, mean: Float[Tensor, "*batch gene"]) -> Float[Tensor, "*batch gene"]:
         """Draw counts around a mean: Poisson counts of a Gamma rate."""
         theta = self.inverse_dispersion
@@ -281,6 +310,16 @@ class PoissonLikelihood(_CountLikelihood):
         """sum_g x_g log m_g - library: the means add up to the library."""
         x, total = x.to(output.dtype), _library(library, output)
         return (x * output.log_softmax(-1)).sum(-1) + (x.sum(-1) * total.log() - total)
+
+    def entry_log_prob(
+        self,
+        output: Float[Tensor, "*batch gene"],
+        library: Float[Tensor, "*batch"] | None,
+        x: Float[Tensor, "*batch gene"],
+    ) -> Float[Tensor, "*batch gene"]:
+        """Poisson log probability of every gene, in double precision."""
+        log_mean, x = self.log_mean(output, library).double(), x.double()
+        return x * log_mean - log_mean.exp() - torch.lgamma(x + 1)
 
     def draw(self, mean: Float[Tensor, "*batch gene"]) -> Float[Tensor, "*batch gene"]:
         """Draw counts around a mean."""

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from .entry_quadrature import identity_minus
 from .errors import NumericalError
 from .projection import kept_edges
 from .sem_likelihoods import GaussianSEM, SEMLikelihood
@@ -63,7 +64,6 @@ class MixtureSEM(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    support = constraints.real_vector
 
     def __init__(
         self,
@@ -88,6 +88,11 @@ class MixtureSEM(TorchDistribution):
         batch = torch.broadcast_shapes(mixture.shape[:-1], archetypes.shape[:-3], sigma.shape[:-1])
         super().__init__(batch, torch.Size([num_genes]), validate_args=False)
 
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """Real vectors, or of 0 and 1 where genes are on or off."""
+        return constraints.real_vector if self.likelihood.has_scale else constraints.independent(constraints.boolean, 1)
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> MixtureSEM:
         """Broadcast to `batch_shape`; parameters stay as they are and broadcast when used."""
         new = self._get_checked_instance(MixtureSEM, _instance)
@@ -110,6 +115,10 @@ class MixtureSEM(TorchDistribution):
         score = self.likelihood.log_prob(x, self.regression(x), self.sigma, self._parameters)
         return score + self.log_abs_det() if self.determinant else score
 
+    def entry_log_prob(self, x: Float[Tensor, "*batch cell gene"]) -> Float[Tensor, "*batch cell gene"]:
+        """Log density of every gene given the other genes of its cell, regulators and targets."""
+        return self.likelihood.entry_log_prob(x, self.regression(x), self.sigma, self._parameters, self.networks())
+
     def networks(self) -> Float[Tensor, "*batch cell regulator target"]:
         """W_i of every cell, built; projected where the model says so."""
         mixed = self._mixed()
@@ -131,7 +140,7 @@ class MixtureSEM(TorchDistribution):
 
     def log_abs_det(self) -> Float[Tensor, "*batch cell"]:
         """log|det(I - W_i)| of every cell: zero for acyclic networks."""
-        return torch.linalg.slogdet(_identity_minus(self.networks())).logabsdet
+        return torch.linalg.slogdet(identity_minus(self.networks())).logabsdet
 
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "*shape gene"]:
         """Draw noise e_i and solve the equations of each cell for x_i.
@@ -148,7 +157,7 @@ class MixtureSEM(TorchDistribution):
             first = self.likelihood.respond(intercepts.expand(shape), noise)
             if first is not None:
                 return self._from_first_to_last(first, intercepts, networks, noise)
-            system = _identity_minus(networks)
+            system = identity_minus(networks)
             solution, info = torch.linalg.solve_ex(system.mT, (intercepts + noise).unsqueeze(-1))
             if bool((info != 0).any()):
                 raise NumericalError("expression: I - W is singular for a cell; simulation needs acyclic networks")
@@ -166,7 +175,3 @@ class MixtureSEM(TorchDistribution):
                 return x
             x = new
         raise NumericalError("expression: responses of a cell go round in circles; simulation needs acyclic networks")
-
-
-def _identity_minus(networks: Tensor) -> Tensor:
-    return torch.eye(networks.shape[-1], dtype=networks.dtype, device=networks.device) - networks
