@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..models.parts.errors import LoadError, NumericalError, SchemaError
+from ..models.parts.errors import NumericalError
 from .ascent import Ascent, AscentOptions
 from .checkpoint import Checkpoint, fingerprint
 from .export import name_of
@@ -145,10 +145,7 @@ def _continue(saved: Checkpoint, run: Ascent) -> None:
     state = saved.read()
     if state is None:
         return
-    try:
-        run.restore(state["run"], state["numbers"])
-    except SchemaError as error:
-        raise LoadError(f"checkpoint {saved.path}: of another model or guide ({error})") from error
+    saved.restored(lambda: run.restore(state["run"], state["numbers"]))
 
 
 def _drive(run: Ascent, num_steps: int, saved: Checkpoint, progress: bool) -> None:

@@ -78,11 +78,13 @@ def mcmc(
     inputs = to_inputs(schema, dataset, device=device)
     interrupted = False
     chains: list[Any] = []
-    with isolated(seed, dtype=float_dtype(inputs)) as store:
+    with isolated(seed, dtype=float_dtype(inputs)) as store, torch.enable_grad():
         model, _, _ = make_pair(model, no_guide, inputs)
         if start is None and not schema.normalised:
             raise SchemaError("start: found none for flat priors; wanted values of all sites, or proper priors")
-        supplied = {} if schema.normalised or start is None else {k: torch.as_tensor(v) for k, v in start.items()}
+        on = next((tensor.device for tensor in inputs.values()), None)
+        given = {} if schema.normalised or start is None else start
+        supplied = {name: torch.as_tensor(value, device=on) for name, value in given.items()}
         with torch.no_grad(), pyro.poutine.block(), Supply(supplied):  # flat priors have no draws
             trace = pyro.poutine.trace(model).get_trace(**inputs)
         strategy = init_to_sample if start is None else init_to_value(values=_checked_start(start, trace))

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..models.parts.errors import LoadError, NumericalError, SchemaError
+from ..models.parts.errors import NumericalError
 from .checkpoint import Checkpoint, fingerprint
+from .distributed import Processes
 from .export import name_of
 from .fit import Fit
 from .inputs import DataLike, Template, as_dataset, to_inputs
@@ -44,6 +45,7 @@ def svi(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
+    distributed: bool = False,
     latent: Iterable[str] = (),
     dims: Mapping[str, tuple[str, ...]] | None = None,
     fit_class: type[Fit] = Fit,
@@ -101,6 +103,12 @@ def svi(
     checkpoint, checkpoint_every
         File that the run's state is written to, and how often. If it exists the run goes on from it and ends where an
         uninterrupted one would have ended. A run that has ended removes it; after Ctrl-C it stays.
+    distributed
+        Whether all processes of the default group of ``torch.distributed`` call this together, with the same arguments
+        and data. Each takes its share of the rows of a step, loss and gradients are averaged, and all return the same
+        fit. `batch_size` is that of all together, a multiple of the number of processes. Random draws follow from seed,
+        step and process, updates are made by process 0, which also writes the checkpoint and shows the bar. A
+        checkpoint can go on with any number of processes, or with one alone.
     latent, dims
         For plain callables: arguments left to their defaults, and names of event dims of sites.
     fit_class
@@ -140,61 +148,76 @@ def svi(
     settings = {
         "routine": "svi", "num_steps": num_steps, "num_restarts": num_restarts, "seed": seed, **options.settings(),
     }  # fmt: skip
-    identity = {"model": name_of(model), "guide": name_of(guide), "data": fingerprint(inputs) if checkpoint else ""}
+    hashed = fingerprint(inputs) if checkpoint or distributed else ""
+    identity = {"model": name_of(model), "guide": name_of(guide), "data": hashed}
     saved = Checkpoint(checkpoint, settings | identity, checkpoint_every)
     seeds = [int(np.random.SeedSequence([seed, r]).generate_state(1)[0]) for r in range(num_restarts)]
 
-    def start(restart: int) -> Run:
-        return Run(model, guide, schema, inputs, options, seeds[restart])
+    with Processes.of(distributed, device) as processes:
+        processes.check_same(settings=saved.settings)
 
-    runs, interrupted = _continue(saved, start), False
-    try:
-        for restart in range(num_restarts):
-            if restart == len(runs):
-                runs.append(start(restart))
-            with suppress(NumericalError):  # the run knows its failure
-                _drive(runs, restart, num_steps, saved, progress, num_restarts)
-    except KeyboardInterrupt:
-        interrupted = True
-    finals = [run.evaluate() for run in runs if run.losses and not run.failure]
-    if interrupted and not finals:
-        raise KeyboardInterrupt
-    usable = [run for run in runs if math.isfinite(run.final_loss)]
-    if not usable:
-        _give_up(runs, fit_class, template, settings)
-    best = min(usable, key=lambda run: run.final_loss)
-    settings |= {"interrupted": interrupted, "chosen_restart": runs.index(best)}
-    if not interrupted:
-        saved.remove()
+        def start(restart: int) -> Run:
+            run = processes.everywhere(
+                lambda: Run(model, guide, schema, inputs, options, seeds[restart], processes=processes)
+            )
+            if processes.together:
+                run.restore(processes.first(run.state))  # objects made with other random numbers start alike
+            return run
+
+        runs, interrupted = _continue(saved, start, processes), False
+        try:
+            for restart in range(num_restarts):
+                if restart == len(runs):
+                    runs.append(start(restart))
+                with suppress(NumericalError):  # the run knows its failure
+                    _drive(runs, restart, num_steps, saved, progress, num_restarts, processes)
+        except KeyboardInterrupt:
+            interrupted = True
+        finals = [run.evaluate() for run in runs if run.losses and not run.failure]
+        if interrupted and not finals:
+            raise KeyboardInterrupt
+        usable = [run for run in runs if math.isfinite(run.final_loss)]
+        if not usable:
+            _give_up(runs, fit_class, template, settings)
+        best = min(usable, key=lambda run: run.final_loss)
+        settings |= {"interrupted": interrupted, "chosen_restart": runs.index(best)}
+        if not interrupted:
+            processes.first(saved.remove)
     return fit_class.from_run(best, runs, template, settings)
 
 
-def _continue(saved: Checkpoint, start: Callable[[int], Run]) -> list[Run]:
-    state = saved.read()
-    runs = []
-    for restart, run_state in enumerate(state["runs"] if state else ()):
-        run = start(restart)
-        try:
-            run.restore(run_state)
-        except SchemaError as error:
-            raise LoadError(f"checkpoint {saved.path}: of another model or guide ({error})") from error
-        runs.append(run)
+def _continue(saved: Checkpoint, start: Callable[[int], Run], processes: Processes) -> list[Run]:
+    state = processes.first(saved.read)
+    runs: list[Run] = []
+    if state is not None:
+        for run_state in saved.restored(lambda: list(state["runs"])):
+            runs.append(start(len(runs)))
+            saved.restored(lambda: runs[-1].restore(run_state))  # noqa: B023
     return runs
 
 
-def _drive(runs: list[Run], restart: int, num_steps: int, saved: Checkpoint, progress: bool, num_restarts: int) -> None:
+def _drive(
+    runs: list[Run],
+    restart: int,
+    num_steps: int,
+    saved: Checkpoint,
+    progress: bool,
+    num_restarts: int,
+    processes: Processes,
+) -> None:
     run = runs[restart]
     if run.failure or run.converged:
         return
     label = "SVI" if num_restarts == 1 else f"SVI {restart + 1}/{num_restarts}"
-    with tqdm(total=num_steps, initial=len(run.losses), desc=label, disable=not progress) as bar:
+    shown = progress and processes.rank == 0
+    with tqdm(total=num_steps, initial=len(run.losses), desc=label, disable=not shown) as bar:
 
         def after_step() -> None:
             bar.update()
             if len(run.losses) % 50 == 0:
                 bar.set_postfix_str(f"loss {run.losses[-1]:.5g}", refresh=False)
             if saved.due(len(run.losses)):
-                saved.write({"runs": [r.state() for r in runs]})
+                processes.first(lambda: saved.write({"runs": [r.state() for r in runs]}))
 
         run.advance(num_steps - len(run.losses), num_steps, after_step)
 

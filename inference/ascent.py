@@ -253,9 +253,12 @@ class Ascent:
         if numbers is not None:
             here = snapshot.numbers_of(self.guide)
             snapshot.check_forms(numbers, here)
+            fault = snapshot.spoiled(numbers, {name: tensor.cpu() for name, tensor in here.items()})
+            if fault:
+                raise SchemaError(f"guide.{fault}: found numbers that are not finite; wanted finite ones")
             snapshot.put(self.guide, {name: tensor.to(here[name].device) for name, tensor in numbers.items()})
         device = next((tensor.device for tensor in self.inputs.values()), torch.device("cpu"))
-        self.losses, self._rng = list(state["losses"]), tuple(state["rng"])
+        self.losses, self._rng = list(map(float, state["losses"])), tuple(state["rng"])
         self.converged, self.failure = bool(state["converged"]), str(state["failure"])
         self._squarem = Squarem.from_state(state["acceleration"], device)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..models.parts.errors import LoadError
+from ..models.parts.errors import LoadError, SchemaError
+from .soundness import check_regular
 
 FORMAT = 2
+T = TypeVar("T")
 
 
 def fingerprint(inputs: Mapping[str, Tensor]) -> str:
@@ -54,6 +56,7 @@ class Checkpoint:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(self.path.name + ".part")
+        beside.unlink(missing_ok=True)  # left by a run that was killed, or a link to a file of someone else
         torch.save({"format": FORMAT, "settings": self.settings, "state": dict(state)}, beside)
         os.replace(beside, self.path)
 
@@ -67,6 +70,7 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return None
+        check_regular(self.path)
         try:
             saved = torch.load(self.path, weights_only=True, map_location="cpu")
             found, settings, state = saved["format"], saved["settings"], saved["state"]
@@ -76,7 +80,27 @@ class Checkpoint:
             raise LoadError(f"checkpoint {self.path}: found format {found}; wanted {FORMAT}")
         if settings != self.settings:
             raise LoadError(f"checkpoint {self.path}: found a run with {settings}; wanted {self.settings}")
-        return dict(state)
+        if not isinstance(state, dict):
+            raise LoadError(f"checkpoint {self.path}: found a {type(state).__name__}; wanted the state of a run")
+        return state
+
+    def restored(self, restore: Callable[[], T]) -> T:
+        """Do something with a state that was read.
+
+        Raises
+        ------
+        LoadError
+            If the state is that of another model or guide, or damaged.
+        """
+        try:
+            return restore()
+        except LoadError:
+            raise
+        except SchemaError as error:
+            raise LoadError(f"checkpoint {self.path}: of another model or guide ({error})") from error
+        except Exception as error:  # whatever a damaged file leads to
+            what = f"{type(error).__name__}: {error}"
+            raise LoadError(f"checkpoint {self.path}: cannot be restored, {what}") from error
 
     def remove(self) -> None:
         """Delete the file of a run that has ended."""

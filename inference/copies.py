@@ -81,7 +81,12 @@ def make_pair(
     model, copied, store = copy_of((model, None if made else guide, store))
     for module in (model, copied):
         move_to(module, inputs)
-    return model, guide(model) if made else copied, store
+    if made:
+        copied = guide(model)
+        owner = owner_of(copied)
+        if owner is not None and inputs:  # its precision is its own affair
+            owner.to(device=next(iter(inputs.values())).device)
+    return model, copied, store
 
 
 def no_guide(model: Callable[..., Any]) -> None:

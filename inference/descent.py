@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.parts.errors import SchemaError
 from .options import Options
+from .soundness import check_kinds, check_no_nan
 
 RATE = "learning_rate"
 
@@ -71,10 +72,14 @@ class Descent:
         for parameter in parameters:
             self.optimizer.state.pop(parameter, None)
 
+    def values(self) -> dict[str, Tensor]:
+        """What the parameters are; not copies."""
+        return {name: tensor.detach().cpu() for name, tensor in self.parameters.items()}
+
     def state(self) -> dict[str, Any]:
         """What `restore` needs; not copies."""
         return {
-            "parameters": {name: tensor.detach().cpu() for name, tensor in self.parameters.items()},
+            "parameters": self.values(),
             "good": {name: tensor.cpu() for name, tensor in self._named_good().items()},
             "optimizer": self.optimizer.state_dict(),
         }
@@ -89,6 +94,7 @@ class Descent:
         """
         fill("parameters", self.parameters, state)
         fill("good", self._named_good(), state)
+        check_no_nan("good", self._named_good())
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _named_good(self) -> dict[str, Tensor]:
@@ -115,5 +121,6 @@ def fill(key: str, here: Mapping[str, Tensor], state: Mapping[str, Any]) -> None
     found = {name: tuple(tensor.shape) for name, tensor in state[key].items()}
     if shapes != found:
         raise SchemaError(f"state: found {key} {found}; wanted {shapes}")
+    check_kinds(key, here, state[key])
     for name, tensor in here.items():
         tensor.copy_(state[key][name])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from .distributed import Processes
 from .messengers import Supply
 
 NUM_EVALUATIONS = 16
@@ -14,7 +15,13 @@ BATCHES_AT_A_TIME = 4  # without gradients nothing is kept for the way back
 
 
 def mean_loss(
-    loss: Callable[[], float], plate: str, num_rows: int, batch_size: int | None, device: torch.device
+    loss: Callable[[], float],
+    plate: str,
+    num_rows: int,
+    batch_size: int | None,
+    device: torch.device,
+    processes: Processes | None = None,
+    seed: int = 0,
 ) -> float:
     """Average a loss over draws, on all of the data.
 
@@ -32,13 +39,22 @@ def mean_loss(
         Rows of a step.
     device
         Where the rows are wanted.
+    processes, seed
+        Those that share out the parts, and what their draws then follow from.
     """
     if not num_rows or batch_size is None:
         return sum(loss() for _ in range(NUM_EVALUATIONS)) / NUM_EVALUATIONS
-    num_parts = math.ceil(num_rows / (BATCHES_AT_A_TIME * batch_size))
+    processes = processes or Processes()
+    num_parts = max(processes.size, math.ceil(num_rows / (BATCHES_AT_A_TIME * batch_size)))
     draws = math.ceil(NUM_EVALUATIONS / num_parts)
-    total = 0.0
-    for rows in torch.randperm(num_rows, device=device).tensor_split(num_parts):
-        with Supply({plate: rows}):
-            total += len(rows) / num_rows * sum(loss() for _ in range(draws)) / draws
-    return total
+    parts = torch.randperm(num_rows, device=device).tensor_split(num_parts)
+    processes.reseed(seed)
+
+    def own_share() -> tuple[float]:
+        total = 0.0
+        for rows in parts[processes.rank :: processes.size]:
+            with Supply({plate: rows}):
+                total += len(rows) / num_rows * sum(loss() for _ in range(draws)) / draws
+        return (processes.size * total,)
+
+    return processes.means_of(own_share)[0]

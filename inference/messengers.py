@@ -143,7 +143,7 @@ def rng_state() -> tuple[Tensor, ...]:
 
 
 def set_rng_state(states: tuple[Tensor, ...]) -> None:
-    """Inverse of `rng_state`."""
+    """Inverse of `rng_state`, as far as this machine has the devices of the one that made the states."""
     torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(list(states[1:]))
+    for device, state in enumerate(states[1 : 1 + torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)

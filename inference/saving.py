@@ -23,6 +23,7 @@ from .export import name_of
 from .inputs import Template
 from .messengers import isolated, latent_sites
 from .registry import AUTOGUIDES, REGISTERED
+from .soundness import check_kinds, check_no_nan, check_regular, check_sizes
 from .stored import StoredDraws
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def save(fit: Fit, path: str | Path) -> Path:
         tensors["statistics"] = {k: torch.as_tensor(v) for k, v in fit.draws.statistics.items()}
     text = json.dumps(about, indent=1, default=_plain)
     (folder / "fit.json").unlink(missing_ok=True)  # a folder without it is no fit: never half an old and half a new one
+    (folder / "state.pt").unlink(missing_ok=True)  # it may be a link to a file of someone else
     torch.save(tensors, folder / "state.pt")
     (folder / "fit.json").write_text(text)
     return folder
@@ -77,10 +79,12 @@ def load(
 
 def _restore(about: Mapping[str, Any], tensors: Mapping[str, Any], model: Any, guide: Any) -> Fit:
     template = Template.from_dict(about["template"])
-    model = _rebuild("model", about["model"], model)
-    schema = model.schema if about["schema"] is None else _schema(about["schema"])
+    check_sizes(template.variables)
     has_guide = about["guide"] is not None
-    guide = _rebuild("guide", about["guide"], guide) if has_guide else no_guide
+    with isolated(0):  # new modules draw random numbers
+        model = _rebuild("model", about["model"], model)
+        guide = _rebuild("guide", about["guide"], guide) if has_guide else no_guide
+    schema = model.schema if about["schema"] is None else _schema(about["schema"])
     inputs = template.zeros(schema)
     with isolated(0, dtype=float_dtype(inputs)) as store, pyro.validation_enabled(False), torch.no_grad():
         model, built, _ = make_pair(model, guide, inputs)
@@ -93,6 +97,7 @@ def _restore(about: Mapping[str, Any], tensors: Mapping[str, Any], model: Any, g
         _fill_parameters(_own_parameters(pyro.get_param_store().get_state(), model, built), tensors["parameters"])
     draws = None
     if "draws" in tensors:
+        check_no_nan("draws", tensors["draws"])
         draws = StoredDraws(tensors["draws"], {k: v.numpy() for k, v in tensors["statistics"].items()})
         _check_sites(draws, trace)
     history = [[x for x in row if not math.isnan(x)] for row in about["history"]]
@@ -103,10 +108,12 @@ def _restore(about: Mapping[str, Any], tensors: Mapping[str, Any], model: Any, g
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    for name in ("fit.json", "state.pt"):
+        check_regular(folder / name)
     try:
         about = json.loads((folder / "fit.json").read_text())
         found = about["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LoadError(f"{folder}: not a saved fit ({error})") from error
     if found != FORMAT:
         raise LoadError(f"{folder}: found format {found}; wanted {FORMAT}, the one that this version writes")
@@ -152,6 +159,7 @@ def _check_sites(draws: StoredDraws, trace: Any) -> None:
     wanted = {name: value[0, 0].numel() for name, value in draws.values.items()}
     if {name: found.get(name) for name in wanted} != wanted or set(found) - set(wanted):
         raise LoadError(f"model: found latent sites of sizes {found}; wanted {wanted}: another model than was saved")
+    check_kinds("draws", {name: site["value"] for name, site in latent.items()}, draws.values)
 
 
 def _state(thing: Any) -> dict[str, Tensor]:
@@ -165,10 +173,12 @@ def _fill(role: str, thing: Any, state: Mapping[str, Tensor]) -> None:
         if state:
             raise LoadError(f"{role}: found a plain function; wanted a module with {sorted(state)}")
         return
+    check_kinds(role, module.state_dict(), state)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise LoadError(f"{role}: {name_of(thing)} does not fit the saved numbers ({error})") from error
+    check_no_nan(role, dict(module.named_parameters()))
 
 
 def _own_parameters(store: Any, *callables: Any) -> dict[str, Tensor]:
@@ -182,6 +192,8 @@ def _fill_parameters(here: Mapping[str, Tensor], saved: Mapping[str, Tensor]) ->
     wanted = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if shapes != wanted:
         raise LoadError(f"parameters: found {shapes}; wanted {wanted}: another model or guide than was saved")
+    check_kinds("parameters", here, saved)
+    check_no_nan("parameters", saved)
     for name, tensor in here.items():
         tensor.copy_(saved[name])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -62,6 +62,39 @@ def spoiled(found: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> str:
         if bool(bad.any()) and bool((bad & torch.isfinite(before[name])).any()):
             return name
     return ""
+
+
+class Watched:
+    """Buffers of a module and which of them a piece of work changes; by value, since batch norm leaves no other trace.
+
+    Parameters
+    ----------
+    module
+        Their owner; None watches nothing.
+    """
+
+    def __init__(self, module: torch.nn.Module | None) -> None:
+        self._module = module
+        self.start()
+
+    def __len__(self) -> int:
+        return len(self._before)
+
+    def start(self) -> None:
+        """Look at them as they are now."""
+        self._before = [buffer.clone() for buffer in self._buffers()]
+
+    def changed(self) -> list[bool]:
+        """Whether each has changed since."""
+        differs = [(now != before).any() for now, before in zip(self._buffers(), self._before, strict=True)]
+        return torch.stack(differs).tolist() if differs else []
+
+    def chosen(self, marks: Iterable[float]) -> list[Tensor]:
+        """Those that are marked."""
+        return [buffer for buffer, mark in zip(self._buffers(), marks, strict=True) if mark]
+
+    def _buffers(self) -> list[Tensor]:
+        return [] if self._module is None else list(self._module.buffers())
 
 
 def _replace(module: torch.nn.Module, buffers: Mapping[str, Tensor]) -> None:

@@ -61,9 +61,9 @@ def test_mean_of_batch_losses_is_the_full_loss(guide):
     full, batches = [], []
     with run._isolated(run.store), torch.no_grad():
         for step in range(300):
-            full.append(run.elbo.loss(run.model, run.guide, **run.inputs))
+            full.append(run.objective.elbo.loss(run.model, run.guide, **run.inputs))
             with Supply({"cell": run._epochs.rows(step)}):
-                batches.append(run.elbo.loss(run.model, run.guide, **run.inputs))
+                batches.append(run.objective.elbo.loss(run.model, run.guide, **run.inputs))
     error = np.hypot(np.std(full), np.std(batches)) / np.sqrt(300)
     assert abs(np.mean(batches) - np.mean(full)) < 4 * error
     assert error < 0.02 * np.mean(full)

@@ -83,7 +83,7 @@ def test_equal_weights_of_unequal_parts_would_not():
         values = []
         for part in parts:
             with part:
-                values.append(run._loss())
+                values.append(run.objective.loss())
     assert np.mean(values) != pytest.approx(run_of(103, None).evaluate(), rel=1e-4)
 
 
@@ -106,7 +106,7 @@ def test_the_noise_of_shared_draws_is_that_of_sixteen_evaluations():
     for batch_size in (None, 25):
         run = run_of(400, batch_size, width=0.3)
         with run._isolated(run.store), torch.no_grad():
-            values = [mean_loss(run._loss, "cell", run.num_rows, batch_size, CPU) for _ in range(60)]
+            values = [mean_loss(run.objective.loss, "cell", run.num_rows, batch_size, CPU) for _ in range(60)]
         errors[batch_size] = np.std(values)
     assert errors[25] < 1.5 * errors[None]
 
