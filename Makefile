@@ -12,10 +12,10 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types pytest bench clean
+.PHONY: help install demo test lint types pytest bench bench-list clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 install: $(READY)  ## make .venv with the package (editable) and everything that the tests need
 
@@ -42,11 +42,14 @@ types: $(READY)  ## mypy on the package
 	rm -rf build
 	cd .typecheck && ../$(PY) -m mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p embergraph
 
-pytest: $(READY)  ## the tests alone
-	$(PY) -m pytest
+pytest: $(READY)  ## the tests alone, a process a core
+	$(PY) -m pytest -n auto --dist loadfile
 
-bench: $(READY)  ## compare with peers (long); choose by METHOD=notmad BENCH="sachs --archetypes 2-9"
+bench: $(READY)  ## a table of benchmarks/README.md (long); choose by METHOD=notmad BENCH="sachs --archetypes 2-9"
 	$(PY) benchmarks/$(METHOD).py $(BENCH)
+
+bench-list: $(READY)  ## every benchmark, what it shows and what it takes
+	@for front in notmad med_magma environment_vae calibration; do $(PY) benchmarks/$$front.py --help; echo; done
 
 clean:  ## remove .venv, outputs and caches
 	rm -rf $(VENV) .typecheck out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

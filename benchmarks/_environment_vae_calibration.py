@@ -11,7 +11,7 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
-from _med_magma_tables import Results, Row, Tables
+from _tables import Row, Tables
 from pyro import poutine
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
@@ -63,9 +63,10 @@ CASES = {
 
 def calibration(options: argparse.Namespace) -> Tables:
     """Coverage of intervals of shifts and reliability of target probabilities under a linear Gaussian model."""
-    results = Results(options.keep)
+    results = options.results
     coverage, targets = [], []
-    for name, case in CASES.items():
+    for name in options.cases:
+        case = CASES[name]
         rows = [results.get({"case": name, "seed": s}, lambda s=s, c=case: measured(c, s)) for s in options.seeds]
         coverage.append({"case": name, **coverage_cells(rows)})
         targets.append({"case": name, **target_cells(rows)})

@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 from _environment_vae_scores import latent_row, null_row, permuted, summary, timed
-from _med_magma_tables import Results, Row, Tables
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph.models import EnvironmentVAE, basic_vae, svae_plus
@@ -48,7 +48,7 @@ WORST = {"MCC": min, "F1": min, "calibration error": max}
 
 def counts(options: argparse.Namespace) -> Tables:
     """Simulated counts of 100 perturbations: MCC, F1 and calibration of every model; permuted labels; harder tasks."""
-    results = Results(options.keep)
+    results = options.results
     trained = {} if options.steps is None else {"num_steps": options.steps}
     found = []
     for task in options.tasks:

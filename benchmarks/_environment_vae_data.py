@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 import embergraph as eg
 
 if TYPE_CHECKING:
+    import pandas as pd
     from jaxtyping import Bool, Float
 
 CONTROL = "control"
+TAP_SEQ = "tapseq_chr8_tap1.csv.gz"
+L1000 = ("l1000_a375_24h.csv.gz", "l1000_a375_compounds.csv")
+SOURCE = "Public screens; benchmarks/README.md says which, and what the files hold."
 EXPRESSED = 0.1  # mean counts per cell
 NUM_BITS = 1024
 EXTRA_COUNTS = 0.5
@@ -35,7 +38,9 @@ def tap_seq(folder: Path) -> xr.Dataset:
         ``expression (cell, gene)`` counts, ``environment (cell)`` targets, ``library (cell)`` total counts, ``guide
         (cell)``.
     """
-    table = pd.read_csv(folder / "tapseq_chr8_tap1.csv.gz")
+    import pandas as pd
+
+    table = pd.read_csv(folder / TAP_SEQ)
     genes = list(table.columns[3:])
     counts = table[genes].to_numpy(dtype=np.float64)
     data = eg.from_arrays(
@@ -109,8 +114,10 @@ def l1000(folder: Path) -> xr.Dataset:
         for DMSO; ``descriptors (condition, feature)``: fingerprint at unit norm and standardised log10 dose, zeros for
         DMSO.
     """
-    table = pd.read_csv(folder / "l1000_a375_24h.csv.gz")
-    compounds = pd.read_csv(folder / "l1000_a375_compounds.csv").set_index("pert_id")
+    import pandas as pd
+
+    table, compounds = (pd.read_csv(folder / name) for name in L1000)
+    compounds = compounds.set_index("pert_id")
     genes = list(table.columns[8:])
     dmso = (table["pert_type"] == "ctl_vehicle").to_numpy()
     treated = (table["pert_type"] == "trt_cp").to_numpy() & table["pert_id"].isin(compounds.index).to_numpy()

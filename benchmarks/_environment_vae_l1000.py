@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from _environment_vae_data import CONTROL, held_out_compounds, l1000, treated
+from _environment_vae_data import CONTROL, L1000, SOURCE, held_out_compounds, l1000, treated
 from _environment_vae_peers import TanimotoDoseProcess
-from _med_magma_tables import Results, Row, Tables
+from _front import has_files, is_installed
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph import baselines
@@ -36,18 +37,22 @@ REFERENCES = ("mean activation", "per-dose mean")
 
 def compounds(options: argparse.Namespace) -> Tables:
     """Squared error per gene of wells of held-out compounds, and how it changes while the model is trained."""
-    results, plate = Results(options.keep), l1000(options.data)
+    if not (is_installed("pandas", "pip install pandas") and has_files(options.data, L1000, SOURCE)):
+        return {}
+    results, plate = options.results, l1000(options.data)
     splits = [held_out_compounds(plate, seed) for seed in options.splits]
     errors: dict[str, list[Row]] = {}
-    for name, predict in {**PREDICTORS, **{name: by_model(**made) for name, made in MODELS.items()}}.items():
+    models = {name: by_model(options.steps, **made) for name, made in MODELS.items()}
+    for name, predict in {**PREDICTORS, **models}.items():
         errors[name] = [
             results.get({"model": name, "split": seed}, partial(error, predict, *split, seed))
             for seed, split in zip(options.splits, splits, strict=True)
         ]
     courses = []
     for name in ("Environment VAE, linear decoder", "the same, MLP decoder"):
+        curve = partial(course, steps=options.steps, **MODELS[name])
         found = [
-            results.get({"course of": name, "split": seed}, partial(course, *split, seed, **MODELS[name]))
+            results.get({"course of": name, "split": seed}, partial(curve, *split, seed))
             for seed, split in zip(options.splits, splits, strict=True)
         ]
         courses.append({"model": name, **course_row(found)})
@@ -72,12 +77,12 @@ PREDICTORS: dict[str, Predictor] = {
 }
 
 
-def by_model(**made: Any) -> Predictor:
+def by_model(steps: int | None, **made: Any) -> Predictor:
     """Fit by the plan of the library and predict the environments of test wells."""
 
     def predict(train: xr.Dataset, test: xr.Dataset, seed: int) -> xr.DataArray:
         model, train, test = environment_vae(train, test, seed, **made)
-        return predicted(eg.fit(model, train, seed=seed, progress=False), test)
+        return predicted(eg.fit(model, train, seed=seed, num_steps=steps, progress=False), test)
 
     return predict
 
@@ -136,10 +141,10 @@ class Beginning:
         return self.schedule(done * self.share)
 
 
-def course(train: xr.Dataset, test: xr.Dataset, seed: int, **made: Any) -> Row:
+def course(train: xr.Dataset, test: xr.Dataset, seed: int, *, steps: int | None, **made: Any) -> Row:
     """Held-out errors at checkpoints of one run; its parts are those of an uninterrupted one, schedules and all."""
     model, train, test = environment_vae(train, test, seed, **made)
-    whole = eg.fit(model, train, seed=seed, progress=False)
+    whole = eg.fit(model, train, seed=seed, num_steps=steps, progress=False)
     total, options = int(whole.settings["num_steps"]), whole.training["options"]
     part, errors = eg.fit(model, train, seed=seed, progress=False, num_steps=1), []
     for begin, end in pairwise([1, *np.linspace(0, total, CHECKPOINTS + 1)[1:].round().astype(int).tolist()]):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xarray as xr
 from _environment_vae_scores import latent_row, mixing_row, summary, timed
-from _med_magma_tables import Results, Row, Tables
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph.guides.environment_vae import EnvironmentVAEGuide, Stages
@@ -44,13 +44,13 @@ Fitter = Callable[[xr.Dataset], eg.EnvironmentVAEFit]
 
 def published(options: argparse.Namespace) -> Tables:
     """Models of the papers on two latents and three environments; what figures of linear data claim."""
-    results = Results(options.keep)
+    results = options.results
     found, claims = [], []
-    for name in options.models or MODELS:
+    for name in options.models:
         rows = [results.get({"model": name, "seed": seed}, lambda n=name, s=seed: recovery(n, s))
                 for seed in options.seeds]  # fmt: skip
         found.append({"model": name, **summary(rows, {"disentanglement": min, "MCC": min})})
-    for name in FIGURES:
+    for name in list(FIGURES)[: options.figures]:
         rows = [results.get({"figure": name, "seed": seed}, lambda n=name, s=seed: claim(n, s))
                 for seed in options.seeds]  # fmt: skip
         claims.append({"figure": name, **summary(rows, {})})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from _med_magma_tables import Row
+from _tables import Row
 
 import embergraph as eg
 from embergraph.latent_scores import align, column_disentanglement, encoder_disentanglement, r2, target_scores

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from _med_magma_tables import Results, Row, Tables
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph.datasets import simulated_perturbations
@@ -49,24 +49,22 @@ def covered(draws: np.ndarray, aligned: Alignment, truth: np.ndarray, counted: n
 
 def shift_sizes(options: argparse.Namespace) -> Tables:
     """Intervals of shifts under a network decoder, before and after their calibration, on counts of random sizes."""
-    results = Results(options.keep)
-    rows = [
-        {
-            "seed": seed,
-            **results.get({"default": options.default, "seed": seed}, lambda s=seed: row(s, options.default)),
-        }
-        for seed in options.seeds
-    ]
+    rows = []
+    for seed in options.seeds:
+        what = {"default": options.default, "seed": seed, "steps": options.steps}
+        found = options.results.get(what, lambda s=seed: row(s, options.default, options.steps))
+        rows.append({"seed": seed, **found})
     return {"Coverage at 50, 80 and 95 %": rows}
 
 
-def row(seed: int, default: bool) -> Row:
+def row(seed: int, default: bool, steps: int | None) -> Row:
     """One data set."""
     sizes = {} if default else settings(seed)
     data = simulated_perturbations(seed, **sizes)
     latents = -(-4 * data.sizes["true_latent"] // 3)
     control = "control" if sizes.get("control") else None
-    fit = eg.fit(EnvironmentVAE.for_data(data, latents, control=control, seed=seed), data, seed=seed, progress=False)
+    model = EnvironmentVAE.for_data(data, latents, control=control, seed=seed)
+    fit = eg.fit(model, data, seed=seed, num_steps=steps, progress=False)
     aligned = align(fit.latents(data)["mean"], data["true_z"])
     probability = aligned.take(fit.environments()["target_probability"], signed=False)
     counted, truth = probability > 0.5, data["true_shift"].values

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from _environment_vae_data import CONTROL, effect_scores, empirical_effects, halves, tap_seq
+from _environment_vae_data import CONTROL, SOURCE, TAP_SEQ, effect_scores, empirical_effects, halves, tap_seq
 from _environment_vae_scores import timed
-from _med_magma_tables import Results, Row, Tables
+from _front import has_files, is_installed
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph import baselines
@@ -34,15 +35,19 @@ BASELINES: dict[str, EnvironmentBaseline] = {
 }
 HYBRID, WITHOUT_TARGET, SHRUNK = "hybrid", "VAE without target", "rates per target, shrunk"
 
-Fitter = Callable[[xr.Dataset, int], eg.EnvironmentVAEFit]
+Fitter = Callable[[xr.Dataset, int, int | None], eg.EnvironmentVAEFit]
+"""A fit from training cells, a seed, and steps where others are wanted than usual."""
 
 
 def halved_screen(options: argparse.Namespace) -> Tables:
     """Log density of held-out cells and effects of targets, trained on half of the cells of each target."""
-    results, screen = Results(options.keep), tap_seq(options.data)
+    if not (is_installed("pandas", "pip install pandas") and has_files(options.data, (TAP_SEQ,), SOURCE)):
+        return {}
+    results, screen = options.results, tap_seq(options.data)
+    screen = screen.isel(cell=slice(None, None, options.every))
     splits = {seed: halves(screen, seed) for seed in options.splits}
     found: dict[str, list[Row]] = {}
-    for name, measure in measures().items():
+    for name, measure in measures(options.steps).items():
         found[name] = [
             results.get({"model": name, "split": seed}, partial(measure, *both, seed)) for seed, both in splits.items()
         ]
@@ -53,12 +58,12 @@ def halved_screen(options: argparse.Namespace) -> Tables:
     }
 
 
-def measures() -> dict[str, Callable[[xr.Dataset, xr.Dataset, int], Row]]:
+def measures(steps: int | None) -> dict[str, Callable[[xr.Dataset, xr.Dataset, int], Row]]:
     """Rows by name: each measures one split with a seed."""
     return {
         "empirical effects of the training half": empirical_row,
         **{name: partial(baseline_row, baseline) for name, baseline in BASELINES.items()},
-        **{name: partial(model_row, fitter) for name, fitter in MODELS.items()},
+        **{name: partial(model_row, fitter, steps) for name, fitter in MODELS.items()},
     }
 
 
@@ -73,9 +78,9 @@ def baseline_row(baseline: EnvironmentBaseline, train: xr.Dataset, test: xr.Data
     return {"log density": float(fitted.log_density(test).mean()), **effect_scores(effects, train, test), **cost}
 
 
-def model_row(fitter: Fitter, train: xr.Dataset, test: xr.Dataset, seed: int) -> Row:
+def model_row(fitter: Fitter, steps: int | None, train: xr.Dataset, test: xr.Dataset, seed: int) -> Row:
     """Scores of a model: effects are those of its training cells, decoded."""
-    fit, cost = timed(lambda: fitter(train, seed))
+    fit, cost = timed(lambda: fitter(train, seed, steps))
     row: Row = {"log density": float(fit.log_density(test).mean())}
     row["of training cells"] = float(fit.log_density(train).mean())
     row |= effect_scores(fit.effects(train, control=CONTROL)["effect"], train, test)
@@ -94,15 +99,15 @@ def model(train: xr.Dataset, seed: int, **made: Any) -> EnvironmentVAE:
 
 def by_plan(*, sees: str = "auto", num_steps: int | None = None, **made: Any) -> Fitter:
     """A fit with every choice left to the library."""
-    return lambda train, seed: eg.fit(
-        model(train, seed, **made), train, sees=sees, num_steps=num_steps, seed=seed, progress=False
+    return lambda train, seed, steps: eg.fit(
+        model(train, seed, **made), train, sees=sees, num_steps=steps or num_steps, seed=seed, progress=False
     )
 
 
 def like_the_hybrid(**made: Any) -> Fitter:
     """A model without effects on genes, with the network and as many steps as one with them."""
 
-    def fit(train: xr.Dataset, seed: int) -> eg.EnvironmentVAEFit:
+    def fit(train: xr.Dataset, seed: int, steps: int | None) -> eg.EnvironmentVAEFit:
         num_genes = train.sizes["gene"]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -111,7 +116,7 @@ def like_the_hybrid(**made: Any) -> Fitter:
         encoder.fit_transform_(*(torch.as_tensor(train[name].values) for name in ("expression", "library")))
         made_model = model(train, seed, decoder=decoder, **made)
         start_at(decoder, made_model.likelihood, train["expression"].values)
-        return eg.fit(made_model, train, encoder=encoder, num_steps=HYBRID_STEPS, seed=seed, progress=False)
+        return eg.fit(made_model, train, encoder=encoder, num_steps=steps or HYBRID_STEPS, seed=seed, progress=False)
 
     return fit
 

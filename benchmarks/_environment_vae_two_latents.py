@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 from _environment_vae_scores import latent_row, mixing_row, null_row, permuted, summary, timed
-from _med_magma_tables import Results, Row, Tables
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph.models import EnvironmentVAE, basic_vae
@@ -30,9 +30,9 @@ WORST = {"disentanglement": min, "of the encoder": min, "MCC": min, "F1": min}
 
 def two_latents(options: argparse.Namespace) -> Tables:
     """Disentanglement by EM and SVI on two latents and three environments, basic VAE beside them; null environments."""
-    results = Results(options.keep)
+    results = options.results
     found = []
-    for variant in options.variants or VARIANTS:
+    for variant in options.variants:
         for method in METHODS:
             what = {"variant": variant, "method": method}
             rows = [results.get({**what, "seed": seed}, lambda w=what, s=seed: recovery(**w, seed=s))

@@ -10,7 +10,8 @@ import numpy as np
 import pyro.distributions as dist
 import xarray as xr
 from _med_magma_synthetic import fitted, simulated
-from _med_magma_tables import SIZES, Results, Row, Tables, both
+from _med_magma_tables import SIZES, both
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph.models.parts.scale_priors import NormalScales
@@ -23,7 +24,7 @@ WEIGHT = 0.05  # what counts as an edge where absent ones are narrow, not zero; 
 
 def calibration(options: argparse.Namespace) -> Tables:
     """Coverage of log scales and reliability of edge probabilities, on known graphs and on draws from the prior."""
-    results = Results(options.keep)
+    results = options.results
     coverage, edges = [], []
     for size, m, graph in itertools.product(options.sizes, options.matrices, options.graphs):
         what = {"size": size, "m": m, "graph": graph}

@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from _front import ALONE, Peer
 from _med_magma_synthetic import fitted, precisions, published, simulated
-from _med_magma_tables import Row, Tables
+from _tables import Row, Tables
 
 from embergraph import baselines, matrices
 from embergraph.models.parts.graph_priors import SpectralGraph
 
-PEER = Path(__file__).with_name("_med_magma_peer.py")
+SCRIPT = Path(__file__).with_name("_med_magma_peer.py")
+PEER = Peer(
+    "GmGM", "GmGM", "In an environment of its own: pip install GmGM==0.5.7; then --peer PATH/bin/python."
+)  # fmt: skip
 LONG = 5.0  # seconds beyond which one repeat is enough
 
 Method = Callable[[xr.Dataset], xr.Dataset]
@@ -28,10 +32,11 @@ Method = Callable[[xr.Dataset], xr.Dataset]
 def cost(options: argparse.Namespace) -> Tables:
     """Best of some repeats after a first call; one matrix, tree, random signs, noise 1, seed 0."""
     tables: Tables = {}
+    with_peer = PEER.is_there(options.peer)
     for size in options.sizes:
         data = simulated(size=size, m=1, signs="random", graph="ba1", seed=0, noise=1.0)
         rows = [timed(name, method, data, options.repeats) for name, method in methods().items()]
-        if options.peer_python:
+        if with_peer:
             rows += peer_rows(options, data)
         seconds = {row["method"]: row["seconds"] for row in rows}
         for row in rows:
@@ -83,8 +88,9 @@ def peer_rows(options: argparse.Namespace, data: xr.Dataset) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             matrix, out = Path(folder, "matrix.npy"), Path(folder, "out.npz")
             np.save(matrix, expression.values)
-            command = [options.peer_python, "-W", "ignore", str(PEER), str(matrix), str(options.repeats), str(out)]
-            report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            command = [options.peer, "-W", "ignore", SCRIPT, matrix, options.repeats, out]
+            said = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, env=ALONE)
+            report = json.loads(said.stdout)
             with np.load(out) as stored:
                 found = xr.Dataset({f"{a}_score": ((a, f"{a}_other"), stored[a]) for a in ("cell", "gene")})
         versions = ", ".join(f"{key} {value}" for key, value in report["versions"].items())

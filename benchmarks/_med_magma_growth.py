@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from _med_magma_tables import Row, Tables
+from _tables import Row, Tables, in_process, peak_mib
 
 import embergraph as eg
 from embergraph.models.parts.graph_priors import SpectralGraph
@@ -39,38 +38,33 @@ def growth(options: argparse.Namespace) -> Tables:
     rows = []
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            file = simulated_file(size, folder)
+            file = Path(folder, f"{size}.npz")
             for method in METHODS:
                 if not method.startswith("sparse") or size <= options.sparse_up_to:
-                    rows.append(in_process(method, size, file, 60))
+                    rows.append(measured(options, method, size, file, 60))
     return {"Growth": rows}
 
 
 def large(options: argparse.Namespace) -> Tables:
     """One large matrix, spectral graphs, mean field, a few sweeps."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        file = simulated_file(options.size, folder)
-        print(f"simulated in {time.perf_counter() - start:.0f} s", flush=True)
-        return {"Large": [in_process("spectral, mean field", options.size, file, options.steps)]}
+        file = Path(folder, "large.npz")
+        return {"Large": [measured(options, "spectral, mean field", options.size, file, options.steps)]}
 
 
-def simulated_file(size: int, folder: str) -> Path:
-    file = Path(folder, f"{size}.npz")
-    subprocess.run([sys.executable, __file__, "simulate", str(size), str(file)], check=True)
-    return file
+def measured(options: argparse.Namespace, method: str, size: int, file: Path, steps: int) -> Row:
+    """One fit, or why there is none (memory, say)."""
 
+    def run_it() -> Row:
+        if not file.exists():
+            in_process(__file__, "simulate", size, file)
+        try:
+            return json.loads(in_process(__file__, "fit", method, file, steps).splitlines()[-1])
+        except subprocess.CalledProcessError as error:
+            return {"seconds": f"failed, exit {error.returncode}"}
 
-def in_process(method: str, size: int, file: Path, steps: int) -> Row:
-    command = [sys.executable, __file__, "fit", method, str(file), str(steps)]
-    finished = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    row: Row = {"method": method, "size": f"{size} x {size}"}
-    if finished.returncode:
-        row["seconds"] = f"failed, exit {finished.returncode}"
-    else:
-        row |= json.loads(finished.stdout.splitlines()[-1])
-    print(row, flush=True)
-    return row
+    what = {"method": method, "size": f"{size} x {size}"}
+    return {**what, **options.results.get({**what, "steps": steps}, run_it)}
 
 
 def simulate(size: int, file: Path) -> None:
@@ -86,12 +80,12 @@ def fit(method: str, file: Path, steps: int) -> Row:
         data = xr.Dataset({"expression": (("cell", "gene"), stored["expression"])})
         edges = {axis: stored[axis] for axis in ("cell", "gene")}
     run(method, eg.datasets.simulated_matrix(12, 10), steps).graphs()  # loads what the first fit loads
-    before, size = peak(), data.sizes["cell"]
+    before, size = peak_mib(), data.sizes["cell"]
     start, busy = time.perf_counter(), time.process_time()
     fitted = run(method, data, steps)
-    seconds, busy, after_fit = time.perf_counter() - start, time.process_time() - busy, peak()
+    seconds, busy, after_fit = time.perf_counter() - start, time.process_time() - busy, peak_mib()
     graphs = fitted.graphs()
-    total, after_graphs = time.perf_counter() - start, peak()
+    total, after_graphs = time.perf_counter() - start, peak_mib()
     row: Row = {
         "seconds": seconds,
         "CPU seconds": busy,
@@ -112,11 +106,6 @@ def run(method: str, data: xr.Dataset, steps: int) -> eg.MEDMAGMAFit:
     model_options, fit_options = METHODS[method]
     model = eg.models.MEDMAGMA.for_data(data, **model_options)
     return eg.fit(model, data, num_steps=steps, progress=False, **fit_options)
-
-
-def peak() -> float:
-    """Largest resident memory of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

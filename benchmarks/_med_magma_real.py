@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from _front import has_files
 from _med_magma_synthetic import PUBLISHED_TOLERANCE, fitted
-from _med_magma_tables import Results, Row, Tables
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph import baselines, graph_rules, matrices
@@ -26,18 +27,22 @@ LOUVAIN_SEEDS = range(5)
 PUBLISHED_STEPS = 20
 AGREEMENTS = {"AMI": ami, "balanced AMI": balanced_ami}
 
+SOURCE = "Public counts with known kinds of cells; benchmarks/README.md says which, and what the files hold."
+
 Method = Callable[[xr.Dataset], xr.Dataset]
 
 
 def real(options: argparse.Namespace) -> Tables:
     """Agreement of clusters of the cell graph with labels, and assortativity of the labels."""
-    results = Results(options.keep)
+    results = options.results
     tables: Tables = {}
-    for name in options.sets or SETS:
+    for name in options.sets:
         data = load(name, options)
         if data is None:
-            print(f"{name}: not in {options.data}, skipped", flush=True)
             continue
+        if options.every > 1:
+            data = data.isel(cell=slice(None, None, options.every))
+            data = data.isel(gene=(data["expression"] != 0).any("cell").values)
         n, p = data.sizes["cell"], data.sizes["gene"]
         title = f"{name}, {n} cells x {p} genes, {np.unique(data['label']).size} labels"
         rows = []
@@ -45,7 +50,7 @@ def real(options: argparse.Namespace) -> Tables:
             if method == "published" and n > options.published_up_to:
                 rows.append({"method": f"published: left out above {options.published_up_to} cells"})
                 continue
-            what = {"set": name, "genes": p, "method": method}
+            what = {"set": name, "cells": n, "genes": p, "method": method}
             rows.append({"method": method, **results.get(what, lambda f=fit, d=data: scores(f, d))})
         tables[title] = rows
     return tables
@@ -57,7 +62,7 @@ def load(name: str, options: argparse.Namespace) -> xr.Dataset | None:
         counts = eg.datasets.pbmc()
         return counts if options.all_genes else matrices.choose_genes(counts)
     file: Path = options.data / f"{name}.npz"
-    if not file.exists():
+    if not has_files(options.data, (file.name,), SOURCE):
         return None
     with np.load(file, allow_pickle=False) as stored:
         data = eg.from_arrays(stored["square"].astype(np.float64), gene_names=stored["square_genes"])

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from _med_magma_tables import GRAPHS, SIZES, Results, Row, Tables, both, gain, mean_of, standard_error
+from _med_magma_tables import GRAPHS, SIZES, both, gain, mean_of
+from _tables import Results, Row, Tables, standard_error
 
 import embergraph as eg
 from embergraph import baselines, matrices
@@ -32,7 +33,7 @@ RIVALS = ("GmGM on T(D)", "strong product", "published", "ours", "ours, probabil
 
 def synthetic(options: argparse.Namespace) -> Tables:
     """Average precision over sizes, numbers of matrices, signs of edges, graphs and seeds."""
-    results = Results(options.keep)
+    results = options.results
     levels, gains, losses, invariance = [], [], [], []
     settings = itertools.product(options.sizes, options.matrices, options.signs, options.graphs)
     for size, m, signs, graph in settings:

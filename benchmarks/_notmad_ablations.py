@@ -8,13 +8,15 @@ every group has a network of its own, drawn independently. One order of the gene
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from _notmad_tables import Row
+from _notmad_tables import plan, truth
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph import baselines, metrics
@@ -94,56 +96,53 @@ def random_dag(rng: np.random.Generator, order: np.ndarray) -> np.ndarray:
     return out
 
 
-def ablations(options: argparse.Namespace) -> dict[str, list[Row]]:
+def ablations(options: argparse.Namespace) -> Tables:
     """Baselines, NOTMAD and its ablations on every design; then a sweep over K."""
-    num_archetypes = (options.archetypes or [4])[0]
-    rows = []
-    for design in DESIGNS:
-        for seed in options.seeds:
-            rows += compare(design, seed, num_archetypes)
-    sweep = [row for seed in options.seeds for row in sweep_over_archetypes(DESIGNS[1], seed)]
+    rows, sweep = [], []
+    for design, seed in itertools.product([DESIGNS[number] for number in options.designs], options.seeds):
+        what = {"design": design.name, "archetypes": options.archetypes, "seed": seed}
+        found = options.results.get(what, lambda d=design, s=seed: {"rows": compare(options, d, s)})
+        rows += found["rows"]
+    for seed, number in itertools.product(options.seeds, SWEEP[:2] if options.quick else SWEEP):
+        what = {"sweep": DESIGNS[1].name, "K": number, "seed": seed}
+        sweep.append(options.results.get(what, lambda n=number, s=seed: one_number(options, DESIGNS[1], n, s)))
     return {
-        f"Simulated tissues, share of the gap from no network to the truth (K {num_archetypes})": averaged(rows),
+        f"Simulated tissues, share of the gap from no network to the truth (K {options.archetypes})": averaged(rows),
         f"K sweep, {DESIGNS[1].name} (true K {NUM_TRUE})": averaged(sweep),
     }
 
 
-def compare(design: Tissues, seed: int, num_archetypes: int) -> list[Row]:
+def compare(options: argparse.Namespace, design: Tissues, seed: int) -> list[Row]:
     train, test = design.simulate(seed)
     rivals = {
         "population": baselines.Population(**SIMPLE),
-        "k-means": baselines.KMeansClustered(num_archetypes, **SIMPLE),
+        "k-means": baselines.KMeansClustered(options.archetypes, **SIMPLE),
         "one network a group": baselines.LabelClustered(**SIMPLE),
         "LIONESS, neighbours": baselines.LIONESS(**SIMPLE),
         "varying-coefficient ridge": baselines.VaryingCoefficientRidge(remove_covariate_means=False),
     }
     found = {name: rival.fit(train).networks(test) for name, rival in rivals.items()}
-    fit = fitted(train, num_archetypes, seed)
+    fit = fitted(options, train, options.archetypes, seed)
     for name, (archetypes, level) in eg.ablations.ABLATIONS.items():
         kind = {"archetypes": archetypes, "level": level}
         found[f"NOTMAD, {name}"] = eg.ablations.networks(fit, test, train, **kind)
     scorer = Scorer(train, test, design)
-    rows = [{"design": design.name, "method": name, **scorer(networks)} for name, networks in found.items()]
-    print(seed, *rows, sep="\n  ", flush=True)
-    return rows
+    return [{"design": design.name, "method": name, **scorer(networks)} for name, networks in found.items()]
 
 
-def sweep_over_archetypes(design: Tissues, seed: int) -> list[Row]:
+def one_number(options: argparse.Namespace, design: Tissues, num_archetypes: int, seed: int) -> Row:
+    """One fit of the sweep over the number of archetypes."""
     train, test = design.simulate(seed)
-    scorer, rows = Scorer(train, test, design), []
-    for num_archetypes in SWEEP:
-        start = time.perf_counter()
-        fit = fitted(train, num_archetypes, seed)
-        seconds = time.perf_counter() - start
-        row = {"K": num_archetypes, **scorer(fit.networks(test))}
-        rows.append({**row, "predictive log density": float(fit.log_density(test).mean()), "seconds": seconds})
-        print(seed, rows[-1], flush=True)
-    return rows
+    start = time.perf_counter()
+    fit = fitted(options, train, num_archetypes, seed)
+    seconds = time.perf_counter() - start
+    row = {"K": num_archetypes, **Scorer(train, test, design)(fit.networks(test))}
+    return {**row, "predictive log density": float(fit.log_density(test).mean()), "seconds": seconds}
 
 
-def fitted(train: xr.Dataset, num_archetypes: int, seed: int) -> eg.NOTMADFit:
+def fitted(options: argparse.Namespace, train: xr.Dataset, num_archetypes: int, seed: int) -> eg.NOTMADFit:
     model = eg.models.NOTMAD.for_data(train, num_archetypes)
-    return eg.fit(model, train, seed=seed, progress=False, **PLAN)
+    return eg.fit(model, train, seed=seed, **plan(options, **PLAN))
 
 
 class Scorer:
@@ -152,8 +151,7 @@ class Scorer:
     def __init__(self, train: xr.Dataset, test: xr.Dataset, design: Tissues) -> None:
         self.test, self.size = test, design.sizes[test["environment"].values]
         self.zero = self.errors(baselines.ZeroGraph(remove_covariate_means=False).fit(train).networks(test))
-        oracle = test["true_networks"].rename("network").to_dataset()
-        self.floor = self.errors(oracle.assign(intercept=xr.zeros_like(test["expression"])))
+        self.floor = self.errors(truth(test))
 
     def errors(self, networks: xr.Dataset) -> np.ndarray:
         return np.mean(metrics.residuals(networks, self.test) ** 2, axis=1)

@@ -11,71 +11,79 @@ varying coefficients, the zero graph and the truth. Coverage is measured on true
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from _notmad_tables import error_range, gap, plan
+from _tables import Row, Tables, over_seeds
 
 import embergraph as eg
 from embergraph import baselines, metrics
 from embergraph.inference.density import LogDensity
 from embergraph.inference.messengers import isolated
-from embergraph.methods import _notmad_plan as plan
+from embergraph.methods._notmad_plan import run_hmc
 from embergraph.methods._notmad_projected import central_values
 from embergraph.network_scores import EDGE_THRESHOLD
-
-Row = dict[str, Any]
 
 NEAR = 0.15  # difference of the two directions' sizes in the true mixture, units of the expression
 ALL_DRAWS = 100_000
 
 
-def conflict(options: argparse.Namespace) -> dict[str, list[Row]]:
+def conflict(options: argparse.Namespace) -> Tables:
     """Recovery and coverage where edges turn round between cells."""
-    num_archetypes = (options.archetypes or [4])[0]
+    kinds = ("scale", "archetypes", "cells", "genes", "encoder", "posterior", "no_baselines", "fixed_structure")
+    settings = {name: getattr(options, name) for name in kinds}
     recovery, coverage = [], []
     for seed in options.seeds:
-        train, test = cells(seed, options.scale, num_archetypes=4, num_covariates=8, orders="conflict")
-        row, rows = one_fit(
-            seed, train, test, num_archetypes, order="projected", encoder=options.encoder, posterior=options.posterior
-        )
-        fit = row.pop("fit")
-        if not options.no_baselines:
-            row |= rivals(seed, train, test, num_archetypes)
-        if getattr(options, "fixed_structure", False):
-            rows.append({"seed": seed, "structure": "held fixed", **fixed_structure(fit, train, test)})
-        recovery.append(row)
-        coverage += rows
-        print(row, *rows, sep="\n", flush=True)
-    recovery += summary(recovery, "median", np.median) + summary(recovery, "min", np.min)
+        found = options.results.get({"conflict": settings, "seed": seed}, lambda s=seed: one_seed(options, s))
+        recovery.append(found["recovery"])
+        coverage += found["coverage"]
+    recovery += over_seeds(recovery, "median", np.median) + over_seeds(recovery, "min", np.min)
     for kind in dict.fromkeys(row["structure"] for row in coverage):
-        found = summary([row for row in coverage if row["structure"] == kind], "mean", np.nanmean)
-        coverage += [{"seed": "mean", "structure": kind, **found[0]}]
-    title = f"conflicting orders, {options.scale} scale, K {num_archetypes}, {options.encoder}"
+        mean = over_seeds([row for row in coverage if row["structure"] == kind], "mean", np.nanmean)
+        coverage += [{"structure": kind, **mean[0]}]
+    title = f"conflicting orders, {options.scale} scale, K {options.archetypes}, {options.encoder}"
     return {f"Recovery, {title}": recovery, f"Coverage, {title}": coverage}
 
 
-def interactions(options: argparse.Namespace) -> dict[str, list[Row]]:
+def one_seed(options: argparse.Namespace, seed: int) -> Row:
+    """The projected model and its rivals on one data set."""
+    train, test = cells(options, seed, num_archetypes=4, num_covariates=8, orders="conflict")
+    row, rows, fit = one_fit(options, seed, train, test, options.archetypes, "projected", options.encoder)
+    if not options.no_baselines:
+        row |= rivals(options, seed, train, test)
+    if options.fixed_structure:
+        rows.append({"seed": seed, "structure": "held fixed", **fixed_structure(fit, train, test)})
+    return {"recovery": row, "coverage": rows}
+
+
+def interactions(options: argparse.Namespace) -> Tables:
     """Covariates that interact: the additive encoder against the joint one, one shared order, K 3."""
     recovery, coverage = [], []
-    for seed in options.seeds:
-        train, test = cells(seed, options.scale, interactions=True)
-        for order in ("uniform", "projected"):
-            for encoder in ("gp", "gp_joint"):
-                row, rows = one_fit(seed, train, test, 3, order=order, encoder=encoder, posterior=options.posterior)
-                recovery.append({"order": order, "encoder": encoder, **{k: v for k, v in row.items() if k != "fit"}})
-                coverage += [{"order": order, "encoder": encoder, **found} for found in rows]
-                print(recovery[-1], *rows, sep="\n", flush=True)
+    settings = {name: getattr(options, name) for name in ("scale", "cells", "genes", "posterior")}
+    for seed, order, encoder in itertools.product(options.seeds, ("uniform", "projected"), ("gp", "gp_joint")):
+        how = {"order": order, "encoder": encoder}
+        what = {"interactions": settings, "seed": seed, **how}
+        found = options.results.get(what, lambda s=seed, h=how: interacting(options, s, **h))
+        recovery.append({**how, **found["recovery"]})
+        coverage += [{**how, **row} for row in found["coverage"]]
     title = f"interacting covariates, {options.scale} scale, K 3"
     return {f"Recovery, {title}": recovery, f"Coverage, {title}": coverage}
 
 
-def cells(seed: int, scale: str, **settings: Any) -> tuple[xr.Dataset, xr.Dataset]:
+def interacting(options: argparse.Namespace, seed: int, order: str, encoder: str) -> Row:
+    train, test = cells(options, seed, interactions=True)
+    row, rows, _ = one_fit(options, seed, train, test, 3, order, encoder)
+    return {"recovery": row, "coverage": rows}
+
+
+def cells(options: argparse.Namespace, seed: int, **settings: object) -> tuple[xr.Dataset, xr.Dataset]:
     """Training and test cells, with the true networks and the true mixtures before projection on their scale."""
-    raw = eg.datasets.simulated_notmad(seed, **settings)
-    data, transform = eg.standardize(raw, scale=scale)
+    raw = eg.datasets.simulated_notmad(seed, num_cells=options.cells, num_genes=options.genes, **settings)
+    data, transform = eg.standardize(raw, scale=options.scale)
     mixed = np.einsum("nk,kab->nab", raw["true_mixture"], raw["true_archetypes"])
     data["true_networks"] = transform.networks_from_original(raw["true_networks"])
     data["true_mixtures"] = transform.networks_from_original(raw["true_networks"].copy(data=mixed))
@@ -83,44 +91,38 @@ def cells(seed: int, scale: str, **settings: Any) -> tuple[xr.Dataset, xr.Datase
 
 
 def one_fit(
-    seed: int, train: xr.Dataset, test: xr.Dataset, num_archetypes: int, *, order: str, encoder: str, posterior: str
-) -> tuple[Row, list[Row]]:
-    """Scores of one fit (with the fit), and its coverage."""
+    options: argparse.Namespace,
+    seed: int,
+    train: xr.Dataset,
+    test: xr.Dataset,
+    num_archetypes: int,
+    order: str,
+    encoder: str,
+) -> tuple[Row, list[Row], eg.NOTMADFit]:
+    """Scores of one fit, its coverage, and the fit."""
     start = time.perf_counter()
     model = eg.models.NOTMAD.for_data(train, num_archetypes, order=order, encoder=encoder)
-    fit = eg.fit(model, train, posterior=posterior, seed=seed, progress=False)
+    fit = eg.fit(model, train, seed=seed, **plan(options, posterior=options.posterior))
     seconds = time.perf_counter() - start
     networks = fit.networks(test, draws=True, num_samples=ALL_DRAWS)
     networks["mixture"] = fit.mixture(test)["mixture"]
     scores = metrics.evaluate(networks, test)
-    row = {"seed": seed, "oracle": floor(test), **gap(scores["mse"], train, test)}
+    zero, floor = error_range(train, test)
+    row = {"seed": seed, "oracle": floor, "mse": scores["mse"], "gap": gap(scores["mse"], zero, floor)}
     row |= {key: scores[key] for key in ("aupr", "pooled_aupr", "shd", "deviation_correlation")}
     row |= {"weight error": scores["relative_weight_error"], "mixture R2": scores["mixture_r2"]}
     row["aupr, edge probability"] = metrics.aupr(networks["edge_probability"], test["true_networks"])
     row["aupr, mean of draws"] = metrics.aupr(networks["draws"].mean("draw"), test["true_networks"])
-    row |= {"acyclic draws": networks.attrs["share_acyclic"], "seconds": round(seconds), "fit": fit}
+    row |= {"acyclic draws": networks.attrs["share_acyclic"], "seconds": round(seconds)}
     draws = networks["draws"].transpose("draw", "cell", ...).to_numpy()
-    return row, [{"seed": seed, "structure": "drawn", **covered(draws, test)}]
+    return row, [{"seed": seed, "structure": "drawn", **covered(draws, test)}], fit
 
 
-def floor(test: xr.Dataset) -> float:
-    """Error of the true networks."""
-    oracle = test["true_networks"].rename("network").to_dataset()
-    oracle["intercept"] = xr.zeros_like(test["expression"])
-    return metrics.held_out_mse(oracle, test)
-
-
-def gap(mse: float, train: xr.Dataset, test: xr.Dataset) -> Row:
-    """Held-out error, and the share of the way from the zero graph to the truth that it went."""
-    zero = metrics.evaluate(baselines.ZeroGraph().fit(train).networks(test), test)["mse"]
-    return {"mse": mse, "gap": (zero - mse) / (zero - floor(test))}
-
-
-def rivals(seed: int, train: xr.Dataset, test: xr.Dataset, num_archetypes: int) -> Row:
+def rivals(options: argparse.Namespace, seed: int, train: xr.Dataset, test: xr.Dataset) -> Row:
     """The plan for one shared order, and ridge regression with varying coefficients."""
-    shared = eg.fit(
-        eg.models.NOTMAD.for_data(train, num_archetypes), train, posterior="mean_field", seed=seed, progress=False
-    )
+    model = eg.models.NOTMAD.for_data(train, options.archetypes)
+    shared = eg.fit(model, train, seed=seed, **plan(options, posterior="mean_field"))
+    zero, floor = error_range(train, test)
     found = {
         "shared order": shared.networks(test),
         "ridge": baselines.VaryingCoefficientRidge().fit(train).networks(test),
@@ -128,7 +130,7 @@ def rivals(seed: int, train: xr.Dataset, test: xr.Dataset, num_archetypes: int) 
     row: Row = {}
     for name, networks in found.items():
         scores = metrics.evaluate(networks, test)
-        row |= {f"{name} gap": gap(scores["mse"], train, test)["gap"], f"{name} aupr": scores["aupr"]}
+        row |= {f"{name} gap": gap(scores["mse"], zero, floor), f"{name} aupr": scores["aupr"]}
     return row
 
 
@@ -149,7 +151,8 @@ def covered(draws: np.ndarray, test: xr.Dataset) -> Row:
     wanted = np.where(edge, truth, 0.0)
     row: Row = {}
     for level in (0.5, 0.9):
-        low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        tails = [0.5 - level / 2, 0.5 + level / 2]
+        low, high = np.quantile(draws, tails, axis=0, method="weibull")  # as `fit.networks` does
         inside = (low <= wanted + 1e-12) & (wanted <= high + 1e-12)
         row |= {f"c{100 * level:.0f} {k}": float(inside[g].mean()) if g.any() else np.nan for k, g in groups.items()}
     return row | {"width": float((high - low)[edge].mean()), "switches": int((edge & close).sum())}
@@ -169,15 +172,10 @@ def fixed_structure(fit: eg.NOTMADFit, train: xr.Dataset, test: xr.Dataset) -> R
             density = LogDensity(model, inputs)
             values = {name: value.reshape(1, *density.example[name].shape) for name, value in centre.items()}
             points = density.pack(values).repeat(4, 1)
-            chains = plan.run_hmc(density, points, num_warmup=100, num_draws=150, progress=False)
+            chains = run_hmc(density, points, num_warmup=100, num_draws=150, progress=False)
             model.kept = unseen
             with torch.no_grad():
                 draws = model.networks_of(new, density.unpack(chains.draws.flatten(0, 1)))[0]
     finally:
         model.kept = None
     return covered(draws.cpu().numpy(), test)
-
-
-def summary(rows: list[Row], name: str, how: Any) -> list[Row]:
-    numeric = [key for key, value in rows[0].items() if isinstance(value, float)]
-    return [{"seed": name, **{key: float(how([row[key] for row in rows])) for key in numeric}}]

@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import xarray as xr
-from _notmad_tables import Row, Tables, since
+from _notmad_tables import plan, since
+from _tables import Row, Tables
 
 import embergraph as eg
 from embergraph import baselines, metrics
@@ -15,7 +16,7 @@ from embergraph import baselines, metrics
 
 def sachs(options: argparse.Namespace) -> Tables:
     """Held-out Sachs cells, every 4th of each condition: all methods with an intercept a condition, unless said."""
-    raw = eg.datasets.sachs()
+    raw = eg.datasets.sachs().isel(cell=slice(None, None, options.every))
     scales, drugs = [], []
     for scale in ("common", "gene"):
         data, _ = eg.standardize(raw, scale=scale)
@@ -29,26 +30,42 @@ def sachs(options: argparse.Namespace) -> Tables:
             "per condition": baselines.LabelClustered(),
             "varying-coefficient ridge": baselines.VaryingCoefficientRidge(),
         }
-        for name, rival in rivals.items():
-            start = time.perf_counter()
-            networks = rival.fit(train).networks(test)
-            scales.append({"scale": scale, "method": name, **sachs_scores(networks, test), **since(start)})
-            print(scales[-1], flush=True)
-        kinds = [(K, "free") for K in options.archetypes or range(2, 10)]
+        about = {"sachs": options.every, "scale": scale}
+        for name, rival in ({} if options.no_baselines else rivals).items():
+            what = {**about, "method": name}
+            row = options.results.get(what, lambda r=rival, a=train, b=test: rival_row(r, a, b))
+            scales.append({"scale": scale, "method": name, **row})
+        kinds = [(K, "free") for K in options.archetypes]
         if scale == "common":
             kinds.append((kinds[-1][0], "equal"))
         for K, noise in kinds:
-            start = time.perf_counter()
-            model = eg.models.NOTMAD.for_data(train, K, noise=noise)
-            fit = eg.fit(model, train, posterior=options.posterior)
-            networks = fit.networks(test)
-            row = {"scale": scale, "method": f"NOTMAD, K {K}, {noise} noise", **sachs_scores(networks, test)}
-            row["predictive log density"] = float(fit.log_density(test).mean())
-            scales.append({**row, **since(start)})
-            print(scales[-1], flush=True)
+            name = f"NOTMAD, K {K}, {noise} noise"
+            found = options.results.get(
+                {**about, "method": name, "posterior": options.posterior},
+                lambda k=K, n=noise, a=train, b=test, c=data: notmad_row(options, k, n, a, b, c),
+            )
+            scales.append({"scale": scale, "method": name, **found["scores"]})
             if scale == "common" and noise == "free":
-                drugs += [{"K": K, **row} for row in drug_rows(fit, data)]
+                drugs += [{"K": K, **row} for row in found["drugs"]]
     return {"Sachs, held-out cells": scales, "Sachs, edges of the drugged protein": drugs}
+
+
+def rival_row(rival: baselines.Baseline, train: xr.Dataset, test: xr.Dataset) -> Row:
+    start = time.perf_counter()
+    networks = rival.fit(train).networks(test)
+    return {**sachs_scores(networks, test), **since(start)}
+
+
+def notmad_row(
+    options: argparse.Namespace, num_archetypes: int, noise: str, train: xr.Dataset, test: xr.Dataset, data: xr.Dataset
+) -> Row:
+    """Scores of one fit, and what it says of the drugs."""
+    start = time.perf_counter()
+    model = eg.models.NOTMAD.for_data(train, num_archetypes, noise=noise)
+    fit = eg.fit(model, train, **plan(options, posterior=options.posterior))
+    scores = sachs_scores(fit.networks(test), test)
+    scores["predictive log density"] = float(fit.log_density(test).mean())
+    return {"scores": {**scores, **since(start)}, "drugs": drug_rows(fit, data)}
 
 
 def sachs_scores(networks: xr.Dataset, test: xr.Dataset) -> Row:

@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import xarray as xr
-from _notmad_tables import Row, Tables, summary
+from _notmad_tables import error_range, gap, plan
+from _tables import Row, Tables, over_seeds
 
 import embergraph as eg
 from embergraph import baselines, metrics
@@ -15,41 +16,42 @@ from embergraph import baselines, metrics
 
 def simulated(options: argparse.Namespace) -> Tables:
     """Recovery, coverage and baselines on simulator C with a shared order; 750 cells to fit, 250 to score."""
-    num_archetypes = (options.archetypes or [3])[0]
-    recovery, coverage = [], []
-    for seed in options.seeds:
-        raw = eg.datasets.simulated_notmad(seed, num_covariates=options.covariates)
-        data, transform = eg.standardize(raw, scale=options.scale)
-        data["true_networks"] = transform.networks_from_original(raw["true_networks"])
-        train, test = eg.split(data)
-        oracle = test["true_networks"].rename("network").to_dataset()
-        oracle["intercept"] = xr.zeros_like(test["expression"])
-        floor, zero = metrics.held_out_mse(oracle, test), metrics.evaluate(zero_graph(train, test), test)["mse"]
-        start = time.perf_counter()
-        model = eg.models.NOTMAD.for_data(train, num_archetypes, encoder=options.encoder)
-        fit = eg.fit(model, train, posterior=options.posterior, seed=seed)
-        seconds = time.perf_counter() - start
-        networks = fit.networks(test)
-        scores = metrics.evaluate(networks, test)
-        row = {"seed": seed, "zero": zero, "oracle": floor, "gap": (zero - scores["mse"]) / (zero - floor)}
-        row |= {
-            key: scores[key]
-            for key in ("mse", "aupr", "pooled_aupr", "deviation_correlation", "relative_weight_error", "shd")
-        }
-        row |= {"acyclic draws": networks.attrs["share_acyclic"], "seconds": round(seconds)}
-        if not options.no_baselines:
-            row |= baseline_auprs(train, test, zero, floor, num_archetypes)
-        recovery.append(row)
-        coverage.append({"seed": seed, **coverage_row(fit, test)})
-        print(row, coverage[-1], flush=True)
-    recovery += summary(recovery, "median", np.median) + summary(recovery, "min", np.min)
-    coverage += summary(coverage, "mean", np.mean)
-    title = f"simulator C, {options.scale} scale, K {num_archetypes}, {options.encoder}, {options.posterior}"
+    kinds = ("scale", "archetypes", "covariates", "cells", "genes", "encoder", "posterior", "no_baselines")
+    settings = {name: getattr(options, name) for name in kinds}
+    found = [
+        options.results.get({"simulated": settings, "seed": seed}, lambda s=seed: one_seed(options, s))
+        for seed in options.seeds
+    ]
+    recovery, coverage = ([row[part] for row in found] for part in ("recovery", "coverage"))
+    recovery += over_seeds(recovery, "median", np.median) + over_seeds(recovery, "min", np.min)
+    coverage += over_seeds(coverage, "mean", np.mean)
+    title = f"simulator C, {options.scale} scale, K {options.archetypes}, {options.encoder}, {options.posterior}"
     return {f"Recovery, {title}": recovery, f"Coverage, {title}": coverage}
 
 
-def zero_graph(train: xr.Dataset, test: xr.Dataset) -> xr.Dataset:
-    return baselines.ZeroGraph().fit(train).networks(test)
+def one_seed(options: argparse.Namespace, seed: int) -> Row:
+    raw = eg.datasets.simulated_notmad(
+        seed, num_cells=options.cells, num_genes=options.genes, num_covariates=options.covariates
+    )
+    data, transform = eg.standardize(raw, scale=options.scale)
+    data["true_networks"] = transform.networks_from_original(raw["true_networks"])
+    train, test = eg.split(data)
+    zero, floor = error_range(train, test)
+    start = time.perf_counter()
+    model = eg.models.NOTMAD.for_data(train, options.archetypes, encoder=options.encoder)
+    fit = eg.fit(model, train, seed=seed, **plan(options, posterior=options.posterior))
+    seconds = time.perf_counter() - start
+    networks = fit.networks(test)
+    scores = metrics.evaluate(networks, test)
+    row = {"seed": seed, "zero": zero, "oracle": floor, "gap": gap(scores["mse"], zero, floor)}
+    row |= {
+        key: scores[key]
+        for key in ("mse", "aupr", "pooled_aupr", "deviation_correlation", "relative_weight_error", "shd")
+    }
+    row |= {"acyclic draws": networks.attrs["share_acyclic"], "seconds": round(seconds)}
+    if not options.no_baselines:
+        row |= baseline_auprs(train, test, zero, floor, options.archetypes)
+    return {"recovery": row, "coverage": {"seed": seed, **coverage_row(fit, test)}}
 
 
 def baseline_auprs(train: xr.Dataset, test: xr.Dataset, zero: float, floor: float, num_archetypes: int) -> Row:
@@ -61,7 +63,7 @@ def baseline_auprs(train: xr.Dataset, test: xr.Dataset, zero: float, floor: floa
     row: Row = {}
     for name, rival in rivals.items():
         scores = metrics.evaluate(rival.fit(train).networks(test), test)
-        row |= {f"{name} gap": (zero - scores["mse"]) / (zero - floor), f"{name} aupr": scores["aupr"]}
+        row |= {f"{name} gap": gap(scores["mse"], zero, floor), f"{name} aupr": scores["aupr"]}
     return row
 
 

@@ -1,43 +1,43 @@
-"""What the NOTMAD benchmarks share: tables, versions, medians over seeds, seconds."""
+"""What the NOTMAD benchmarks share: options of the fit, scores against the truth, seconds."""
 
 from __future__ import annotations
 
-import platform
+import argparse
 import time
-from importlib.metadata import version
 from typing import Any
 
-import torch
+import xarray as xr
+from _tables import Row
 
-Row = dict[str, Any]
-Tables = dict[str, list[Row]]
+from embergraph import baselines, metrics
 
-
-def number_range(text: str) -> list[int]:
-    first, _, last = text.partition("-")
-    return list(range(int(first), int(last or first) + 1))
-
-
-def machine() -> str:
-    names = ("embergraph", "torch", "pyro-ppl", "numpy", "xarray", "arviz")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    return f"Python {platform.python_version()}, {versions}; {platform.machine()}, {torch.get_num_threads()} threads"
+QUICK: Row = {
+    "num_restarts": 1, "num_steps": 5, "num_guide_steps": 5, "num_orders": 1, "num_bootstrap": 2, "num_warmup": 2,
+    "num_draws": 4, "progress": False,
+}  # fmt: skip
 
 
-def markdown(rows: list[Row]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [row.get(column, "") for column in columns]
-        lines.append("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells) + " |")
-    return "\n".join(lines)
-
-
-def summary(rows: list[Row], name: str, how: Any) -> list[Row]:
-    numeric = [k for k, v in rows[0].items() if isinstance(v, float)]
-    own = [row for row in rows if not isinstance(row["seed"], str)]
-    return [{"seed": name, **{key: float(how([row[key] for row in own])) for key in numeric}}]
+def plan(options: argparse.Namespace, **usual: Any) -> Row:
+    """Options of `eg.fit`: `usual`, with hardly a step where it shall be quick."""
+    return {"progress": False, **usual, **(QUICK if options.quick else {})}
 
 
 def since(start: float) -> Row:
     return {"seconds": round(time.perf_counter() - start)}
+
+
+def truth(test: xr.Dataset) -> xr.Dataset:
+    """The true networks as if they were fitted."""
+    oracle = test["true_networks"].rename("network").to_dataset()
+    return oracle.assign(intercept=xr.zeros_like(test["expression"]))
+
+
+def error_range(train: xr.Dataset, test: xr.Dataset) -> tuple[float, float]:
+    """Held-out error of the empty graph and of the truth."""
+    networks = baselines.ZeroGraph().fit(train).networks(test)
+    return metrics.evaluate(networks, test)["mse"], metrics.held_out_mse(truth(test), test)
+
+
+def gap(mse: float, zero: float, floor: float) -> float:
+    """Share of the way from the empty graph to the truth."""
+    return (zero - mse) / (zero - floor)

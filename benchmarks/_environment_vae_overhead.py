@@ -1,7 +1,5 @@
 """CPU time of a step of `svi` on an Environment VAE against a loop written by hand, side by side.
 
-    OMP_NUM_THREADS=1 python benchmarks/svi_overhead.py
-
 Both train the same network on the same loss: encoder and decoder of 128-128 units, 20 latents, the KL to the prior of
 the environments in closed form, batches of 128. The loop by hand has nothing else: no checks for finite numbers, no
 state to go back to. Its negative binomial is the formula in `torch.lgamma`, and, in a row of its own, the library's
@@ -12,15 +10,13 @@ ratio is the median over blocks, with quartiles.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import xarray as xr
-from _med_magma_tables import machine, markdown, names_of
+from _tables import Row, Tables
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -131,7 +127,7 @@ def layers(num_in: int, num_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(num_in, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, num_out))
 
 
-def compare(law: str, options: argparse.Namespace) -> dict[str, object]:
+def compare(law: str, options: argparse.Namespace) -> Row:
     """One row of the table."""
     data = simulated(LAWS[law], options.cells, options.genes)
     ours, encoder = library_steps(LAWS[law], data)
@@ -148,26 +144,16 @@ def compare(law: str, options: argparse.Namespace) -> dict[str, object]:
             start = time.process_time()
             call(options.steps)
             times[name].append((time.process_time() - start) / options.steps * 1e3)
-    row: dict[str, object] = {"likelihood": law, "svi, ms": float(np.median(times["svi"]))}
+    row: Row = {"likelihood": law, "svi, ms": float(np.median(times["svi"]))}
     for name in ("foreach", "fused"):
         ratios = np.array(times["svi"]) / np.array(times[name])
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         row[f"by hand, Adam({name}), ms"] = float(np.median(times[name]))
         row[f"svi / {name}"] = f"{middle:.2f} ({low:.2f}-{high:.2f})"
+    print(row, flush=True)
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--laws", type=names_of(), default=None, help=f"of {', '.join(LAWS)}; separated by commas")
-    parser.add_argument("--cells", type=int, default=4000)
-    parser.add_argument("--genes", type=int, default=978)
-    parser.add_argument("--blocks", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=20, help="steps of a block")
-    options = parser.parse_args()
-    rows = [compare(law, options) for law in options.laws or LAWS]
-    print(f"\n`python {shlex.join(sys.argv)}`\n\n{machine()}\n\n{markdown(rows)}")
-
-
-if __name__ == "__main__":
-    main()
+def overhead(options: argparse.Namespace) -> Tables:
+    """CPU time of a step of `svi` beside a loop written by hand, with both of torch's fast Adams."""
+    return {"Milliseconds a step, median over blocks (quartiles)": [compare(law, options) for law in options.laws]}
