@@ -25,10 +25,17 @@ from . import (
     target_scores,
     undirected_scores,
 )
+from ._report import Report, report
+from ._stability import refit, stability, stability_text
+from .calibration import calibrate, calibration_text
 from .choice import choice_table, choose
+from .comparison import compare, comparison_text
+from .criticism import criticism_text, predictive_check
 from .data import Standardizer, from_anndata, from_arrays, from_dataframes, random_split, split, standardize, validate
 from .graphs import to_networkx
+from .hidden_entries import hidden_log_density, hide_entries
 from .inference import Cosine, Fit, Geometric, Linear, WarmCosine, as_text, em, mcmc, svi, to_arviz, to_datatree
+from .inference.simulation import simulate
 from .methods import EnvironmentVAEFit, MEDMAGMAFit, NOTMADFit, fit, indicator_descriptors
 from .models.parts.errors import DataError, EmbergraphError, LoadError, NotSparseError, NumericalError, SchemaError
 from .models.parts.projection import project
@@ -48,14 +55,20 @@ __all__ = [
     "NOTMADFit",
     "NotSparseError",
     "NumericalError",
+    "Report",
     "SchemaError",
     "Standardizer",
     "WarmCosine",
     "ablations",
     "as_text",
     "baselines",
+    "calibrate",
+    "calibration_text",
     "choice_table",
     "choose",
+    "compare",
+    "comparison_text",
+    "criticism_text",
     "datasets",
     "decoder_scores",
     "em",
@@ -64,6 +77,8 @@ __all__ = [
     "from_arrays",
     "from_dataframes",
     "graph_rules",
+    "hidden_log_density",
+    "hide_entries",
     "indicator_descriptors",
     "latent_scores",
     "load",
@@ -72,9 +87,15 @@ __all__ = [
     "metrics",
     "models",
     "plots",
+    "predictive_check",
     "project",
     "random_split",
+    "refit",
+    "report",
+    "simulate",
     "split",
+    "stability",
+    "stability_text",
     "standardize",
     "svi",
     "target_scores",

@@ -34,6 +34,9 @@ from ._drawing import (
     one_network,
 )
 from ._layout import layered_layout
+from .calibration_plots import plot_rank_ecdf as plot_rank_ecdf
+from .calibration_plots import plot_rank_histogram as plot_rank_histogram
+from .calibration_plots import plot_stated_probabilities as plot_stated_probabilities
 from .environment_plots import plot_gene_effects as plot_gene_effects
 from .environment_plots import plot_latents as plot_latents
 from .environment_plots import plot_shifts as plot_shifts
@@ -53,6 +56,7 @@ from .validation import listed
 if TYPE_CHECKING:
     from jaxtyping import Shaped
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from .inference import Fit
 
@@ -137,18 +141,20 @@ def plot_graph(
     return ax
 
 
-def plot_archetypes(tree: xr.DataTree) -> Shaped[np.ndarray, " archetype"]:
+def plot_archetypes(tree: xr.DataTree, *, figure: Figure | None = None) -> Shaped[np.ndarray, " archetype"]:
     """Draw the posterior mean of every archetypal network, on one colour scale.
 
     Parameters
     ----------
     tree
         From ``fit.posterior(data)``, with ``archetypes (chain, draw, archetype, regulator, target)``.
+    figure
+        Where to draw; left out, a new one.
 
     Returns
     -------
     np.ndarray of Axes
-        One an archetype, in a figure of their own.
+        One an archetype.
 
     Raises
     ------
@@ -167,9 +173,9 @@ def plot_archetypes(tree: xr.DataTree) -> Shaped[np.ndarray, " archetype"]:
     columns = len(means) if len(means) <= 4 else math.ceil(math.sqrt(len(means)))
     rows = -(-len(means) // columns)
     width, height = matrix_size(means[0])
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(0.62 * width * columns + 1, 0.75 * height * rows), layout="constrained", squeeze=False
-    )
+    if figure is None:
+        figure = plt.figure(figsize=(0.62 * width * columns + 1, 0.75 * height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     limit = limit_of(means)
     axes = grid.ravel()
     for k, ax in enumerate(axes):

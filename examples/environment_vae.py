@@ -8,7 +8,7 @@
 #
 #     python examples/environment_vae.py                # a minute or two
 #     python examples/environment_vae.py --fast         # seconds: shows the way, proves nothing
-#     python examples/environment_vae.py --out FOLDER   # where the pictures go
+#     python examples/environment_vae.py --out FOLDER   # where the pictures and the report go
 
 # %%
 from __future__ import annotations
@@ -31,7 +31,7 @@ from embergraph.decoder_scores import column_disentanglement
 
 parser = argparse.ArgumentParser(description="Environment VAE: the rotation, environments, failures, Sachs et al.")
 parser.add_argument("--fast", action="store_true", help="few cells, short training")
-parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
+parser.add_argument("--out", type=Path, default=Path("out"), help="folder for pictures and report")
 options = parser.parse_args()
 options.out.mkdir(parents=True, exist_ok=True)
 started = time.perf_counter()
@@ -162,5 +162,14 @@ save(eg.plots.plot_gene_effects(effects, "u0126"), "sachs_u0126")
 tree = fit.posterior(sachs, 50 if options.fast else 500)
 print("\n", tree["posterior"]["shift"].sizes)
 print(eg.as_text(fit.report(sachs, num_samples=20)))
-print(f"\n{options.out}: {', '.join(sorted(path.name for path in options.out.glob('environment_vae_*.png')))}")
+
+# %% [markdown]
+# One page with all that: data, model, how it was fitted, what it found, whether the model makes such data, and warnings
+# first. It opens in any browser, offline.
+
+# %%
+page = eg.report(fit, sachs, num_samples=40 if options.fast else 200, progress=False)
+page.save(options.out / "environment_vae_report.html")
+print("\nwarnings of the report:", *page.warnings, sep="\n  ")
+print(f"\n{options.out}: {', '.join(sorted(path.name for path in options.out.glob('environment_vae_*')))}")
 print(f"done in {time.perf_counter() - started:.0f} s")

@@ -9,7 +9,7 @@
 #
 #     python examples/med_magma.py                # a minute or two
 #     python examples/med_magma.py --fast         # seconds: shows the way, proves nothing
-#     python examples/med_magma.py --out FOLDER   # where the pictures go
+#     python examples/med_magma.py --out FOLDER   # where the pictures and the report go
 
 # %%
 from __future__ import annotations
@@ -35,7 +35,7 @@ from embergraph.undirected_scores import ami, average_precision, nominal_assorta
 
 parser = argparse.ArgumentParser(description="MED-MAGMA: noise, scales, regularisation, knowledge, blood cells")
 parser.add_argument("--fast", action="store_true", help="small matrices, few repetitions")
-parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
+parser.add_argument("--out", type=Path, default=Path("out"), help="folder for pictures and report")
 options = parser.parse_args()
 options.out.mkdir(parents=True, exist_ok=True)
 started = time.perf_counter()
@@ -332,5 +332,13 @@ ax.set_yticks(ax.get_yticks(), [label.get_text().split("[")[-1].rstrip("]") for 
 ax.set_xlabel("partial correlation (90 % interval)")
 ax.set_title("Strongest pairs of genes")
 save(ax, "gene_edges")
-print(f"\n{options.out}: {', '.join(sorted(path.name for path in options.out.glob('med_magma_*.png')))}")
+
+# %% [markdown]
+# One page with everything on this fit, warnings first; it opens in any browser, offline.
+
+# %%
+page = eg.report(fit, blood, num_samples=DRAWS, progress=False)
+page.save(options.out / "med_magma_report.html")
+print("\nWarnings of the report:", *page.warnings, sep="\n  ")
+print(f"\n{options.out}: {', '.join(sorted(path.name for path in options.out.glob('med_magma_*')))}")
 print(f"done in {time.perf_counter() - started:.0f} s")

@@ -35,7 +35,7 @@ from embergraph import metrics
 
 parser = argparse.ArgumentParser(description="NOTMAD: draw, fit, check, change")
 parser.add_argument("--fast", action="store_true", help="few cells, few steps")
-parser.add_argument("--out", type=Path, default=Path("out"), help="folder for pictures")
+parser.add_argument("--out", type=Path, default=Path("out"), help="folder for pictures and report")
 options = parser.parse_args()
 options.out.mkdir(parents=True, exist_ok=True)
 plan = {"num_restarts": 4, "num_steps": 800, "num_orders": 4, "num_warmup": 100, "num_draws": 150}
@@ -217,6 +217,15 @@ print(
 )
 if not options.fast:
     az.plot_forest(posterior, var_names=["sigma"], combined=True)
+
+# %% [markdown]
+# Everything on one page, warnings first: data, priors as the model has them, how it was fitted, what it found, whether
+# the model makes such data. It opens in any browser, offline.
+
+# %%
+page = eg.report(fit, train, test, num_samples=60 if options.fast else 200, progress=False)
+page.save(options.out / "notmad_report.html")
+print("\nWarnings of the report:", *page.warnings, sep="\n  ")
 
 # %% [markdown]
 # ## 9. Another prior

@@ -32,7 +32,7 @@ import embergraph as eg
 
 parser = argparse.ArgumentParser(description="NOTMAD on the cells of Sachs et al. (2005)")
 parser.add_argument("--fast", action="store_true", help="a tenth of the cells, few steps")
-parser.add_argument("--out", type=Path, default=Path("out"), help="folder for posterior.nc and pictures")
+parser.add_argument("--out", type=Path, default=Path("out"), help="folder for posterior.nc, pictures and report")
 options = parser.parse_args()
 options.out.mkdir(parents=True, exist_ok=True)
 started = time.perf_counter()
@@ -164,7 +164,10 @@ for condition, contrast in contrasts.items():
     print(f"{condition:16} {protein or '-':8} {int(clear.sum()):8} {touching:>12}   {changes}")
 
 # %% [markdown]
-# ## Posterior and pictures
+# ## Posterior, pictures and report
+#
+# `report.html` is one page on the fit, warnings first: data, priors, how it was fitted, what it found, whether the
+# model makes such data. It opens in any browser, offline.
 #
 # `posterior.nc` holds draws of everything with names, for ArviZ: `az.from_netcdf("posterior.nc", engine="h5netcdf")`.
 
@@ -185,6 +188,7 @@ pictures["change_under_mek_inhibitor.png"].set_title("u0126 (inhibits Mek) minus
 for name, ax in pictures.items():
     ax.figure.savefig(options.out / name, dpi=150)
     plt.close(ax.figure)
+eg.report(fit, train, test, num_samples=40 if options.fast else 150, progress=False).save(options.out / "report.html")
 megabytes = (options.out / "posterior.nc").stat().st_size / 1e6
-print(f"\n{options.out}: posterior.nc ({megabytes:.0f} MB), {', '.join(pictures)}")
+print(f"\n{options.out}: report.html, posterior.nc ({megabytes:.0f} MB), {', '.join(pictures)}")
 print(f"done in {time.perf_counter() - started:.0f} s")
