@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ._calibration_table import table
-from ._calibration_tally import from_arrays, tally, to_arrays
+from ._calibration.table import table
+from ._calibration.tally import from_arrays, tally, to_arrays
 from ._replicates import Replicates, given, identity_of, identity_of_data, run, seeds_of
 from .inference import Fit, guide_khat
 from .inference.inputs import DataLike

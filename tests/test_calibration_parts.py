@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from embergraph._calibration_coverage import coverage
-from embergraph._calibration_tally import BINS, NUM_BINS, from_arrays, randomised_ranks, tally, to_arrays
-from embergraph._calibration_tests import POINTS, flipped_errors, holm, rank_band, stated_p_value
+from embergraph._calibration.coverage import coverage
+from embergraph._calibration.rank_tests import POINTS, flipped_errors, holm, rank_band, stated_p_value
+from embergraph._calibration.tally import BINS, NUM_BINS, from_arrays, randomised_ranks, tally, to_arrays
 from embergraph.models.parts.errors import NumericalError
 
 

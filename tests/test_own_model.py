@@ -1,6 +1,5 @@
 """A model of one's own, two plates, an enumerated discrete site, a deterministic one, goes everywhere."""
 
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -63,10 +62,10 @@ def test_fit_export_criticism_and_report(routine, data, request):
     for name in NAMES:
         assert np.isfinite(found[name]["estimate"]).all()
     assert fit.log_density(data).sizes == {"cell": 30}
-    checks = eg.predictive_check(fit, data, num_samples=60)
+    checks = eg.predictive_check(fit, data, num_samples=60, progress=False)
     assert float(checks["gene_mean_p"].min()) > 0.01
     told = eg.report(fit, data, progress=False)
-    for text in (str(told), told.to_html()):
+    for text in (str(told), told.html()):
         assert "nan" not in text.lower().replace("nanmean", "")
         for name in [*NAMES, "alive", "Bernoulli", "GATA1"]:
             assert name in text

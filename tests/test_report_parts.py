@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from report_fits import Page, case, made, words
 
 import embergraph as eg
-from embergraph._report_evidence import calibration_warnings
+from embergraph._report.evidence import calibration_warnings
 from embergraph.inference.judgement import LIMITS, at_least, at_most, limits_text, verdict_of
 from embergraph.inference.readings import of_draws
 from embergraph.models.parts.errors import SchemaError

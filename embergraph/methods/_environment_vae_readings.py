@@ -42,7 +42,7 @@ def environment_readings(
 
 
 def true_shifts(fit: EnvironmentVAEFit, data: xr.Dataset) -> xr.DataArray | None:
-    """Shifts of a simulation in the order and with the signs of the fitted latents; 0 where a latent stands for none."""
+    """Shifts of a simulation in the order and with the signs of the fitted latents; 0 where one stands for none."""
     if "true_shift" not in data or "true_z" not in data:
         return None
     Z, shift = data["true_z"].values, data["true_shift"].values

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from ._report_parts import Block, Facts, Image, Paragraph, Section, Table
-from ._report_style import STYLE
+from .parts import Block, Facts, Image, Paragraph, Section, Table
+from .style import STYLE
 
 VERDICTS = {"good": ("●", "good"), "look": ("▲", "look"), "bad": ("■", "bad")}
 

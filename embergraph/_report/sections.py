@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._report_model import SiteLine, fitted_parts, plate_sizes
-from ._report_parts import Block, Column, Facts, Paragraph, Section, Table, names, number, plural, sizes_text
-from .inference.judgement import limits_text, verdict_of
+from ..inference.judgement import limits_text, verdict_of
+from .model_lines import SiteLine, fitted_parts, plate_sizes
+from .parts import Block, Column, Facts, Paragraph, Section, Table, names, number, plural, sizes_text
 
 if TYPE_CHECKING:
-    from .inference import Fit
+    from ..inference import Fit
 
 PACKAGES = ("embergraph", "torch", "pyro-ppl", "numpy", "xarray", "arviz")
 INPUTS = ("name", "role", "axes", "numbers", "range", "mean", "missing")

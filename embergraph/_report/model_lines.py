@@ -13,16 +13,16 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
 
-from ._report_laws import base_of, law_of, value_of
-from ._report_origins import TraceOrigins, origins, traced, untraced
-from .inference.copies import float_dtype, owner_of
-from .inference.inputs import auto_dim, to_inputs
-from .inference.messengers import Supply, is_deterministic, is_factor, isolated, plates_of, sample_sites
+from ..inference.copies import float_dtype, owner_of
+from ..inference.inputs import auto_dim, to_inputs
+from ..inference.messengers import Supply, is_deterministic, is_factor, isolated, plates_of, sample_sites
+from .laws import base_of, law_of, value_of
+from .origins import TraceOrigins, origins, traced, untraced
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from .inference import Fit
+    from ..inference import Fit
 
 
 HELD = "held at one value"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._report_parts import Block, Column, Paragraph, Table, fixed
+from .parts import Block, Column, Paragraph, Table, fixed
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

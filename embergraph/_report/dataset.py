@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from ._report_findings import reading_table
-from ._report_model import SiteLine
-from ._report_parts import Section, Table
-from .inference.judgement import verdict_of
+from ..inference.judgement import verdict_of
+from .findings import reading_table
+from .model_lines import SiteLine
+from .parts import Section, Table
 
 
 def as_dataset_of(

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._drawing import GROUPS
-from ._figures import new_figure
-from ._report_findings import interval_entries
-from ._report_parts import Image
-from .inference.figures import Picture
+from .._drawing import GROUPS
+from .._figures import new_figure
+from ..inference.figures import Picture
+from .findings import interval_entries
+from .parts import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .inference import Fit
+    from ..inference import Fit
 
 DPI, LARGER = 160, 1.6
 MAX_PANELS = 4
@@ -88,7 +88,7 @@ def to_png(figure: Figure) -> bytes:
 def loss_picture(fit: Fit) -> list[Picture]:
     """Loss of every restart, or the log density of every chain; nothing if neither was kept."""
     if np.isfinite(fit.history.values).any():
-        from .plots import plot_loss
+        from ..plots import plot_loss
 
         ax = plot_loss(fit, ax=new_axes(6.2, 3.0))
         ax.set_title("")
@@ -130,7 +130,7 @@ def interval_pictures(readings: dict[str, xr.Dataset], plate: str) -> list[Pictu
 
 def check_pictures(check: xr.Dataset) -> list[Picture]:
     """All statistics at a glance, and the entries of the one that fits worst."""
-    from .criticism_plots import observed_against_replicated, statistics_overview
+    from ..criticism_plots import observed_against_replicated, statistics_overview
 
     count = check.sizes["statistic"]
     overview = new_figure(5.6, 1.2 + 0.34 * count)
@@ -150,7 +150,7 @@ def check_pictures(check: xr.Dataset) -> list[Picture]:
 
 def calibration_pictures(calibration: xr.Dataset) -> list[Picture]:
     """Ranks of the truth, and stated probabilities against frequencies, of the first few readings."""
-    from .calibration_plots import plot_rank_histogram, plot_stated_probabilities
+    from ..calibration_plots import plot_rank_histogram, plot_stated_probabilities
 
     kinds = (
         ("rank_histogram", plot_rank_histogram, "ranks of the truth among the draws", "flat where calibrated"),

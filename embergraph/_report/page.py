@@ -17,22 +17,22 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from . import _report_evidence as evidence
-from . import _report_sections as write
-from ._report_dataset import as_dataset_of
-from ._report_figures import interval_pictures, loss_picture, style, to_image
-from ._report_findings import findings
-from ._report_html import as_fragment, as_page
-from ._report_model import SiteLine, guide_lines, held_at_one_value, site_lines
-from ._report_parts import Block, Facts, Paragraph, Section, sizes_text
-from ._report_text import as_text
-from ._report_warnings import data_warnings, fit_warnings
-from .inference import Fit
-from .inference.export import name_of
-from .inference.inputs import DataLike, to_inputs
-from .inference.judgement import verdict_of
-from .inference.options import check_counts
-from .models.parts.errors import DataError, EmbergraphError, SchemaError
+from ..inference import Fit
+from ..inference.export import name_of
+from ..inference.inputs import DataLike, to_inputs
+from ..inference.judgement import verdict_of
+from ..inference.options import check_counts
+from ..models.parts.errors import DataError, EmbergraphError, SchemaError
+from . import evidence
+from . import sections as write
+from .dataset import as_dataset_of
+from .figures import interval_pictures, loss_picture, style, to_image
+from .findings import findings
+from .html import as_fragment, as_page
+from .model_lines import SiteLine, guide_lines, held_at_one_value, site_lines
+from .parts import Block, Facts, Paragraph, Section, sizes_text
+from .text import as_text
+from .warnings import data_warnings, fit_warnings
 
 T = TypeVar("T")
 LEAST_DRAWS = 25

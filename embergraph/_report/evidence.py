@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._report_figures import calibration_pictures, check_pictures, to_image
-from ._report_parts import Block, Column, Paragraph, Section, Table, number
-from .criticism import predictive_check
-from .inference.inputs import as_dataset
-from .methods import PLANS
-from .models.parts.errors import EmbergraphError, SchemaError
+from ..criticism import predictive_check
+from ..inference.inputs import as_dataset
+from ..methods import PLANS
+from ..models.parts.errors import EmbergraphError, SchemaError
+from .figures import calibration_pictures, check_pictures, to_image
+from .parts import Block, Column, Paragraph, Section, Table, number
 
 if TYPE_CHECKING:
-    from .inference import Fit
-    from .inference.inputs import DataLike
+    from ..inference import Fit
+    from ..inference.inputs import DataLike
 
 MAX_ROWS = 2000
 P_BAD, P_LOOK = 0.01, 0.05

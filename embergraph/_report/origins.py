@@ -13,7 +13,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from .inference.messengers import is_plate
+from ..inference.messengers import is_plate
 
 SHAPE_ONLY = frozenset(
     ["zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty", "size"]

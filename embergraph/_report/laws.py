@@ -11,7 +11,7 @@ from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution, 
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
-from ._report_origins import origins, untraced
+from .origins import origins, untraced
 
 LOCATION_SCALE = ("loc", "scale")
 MAX_PARENTS = 5

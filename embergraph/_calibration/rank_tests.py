@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from ._calibration_tally import NUM_BINS
+from .tally import NUM_BINS
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from .models.parts.errors import NumericalError, SchemaError
+from ..models.parts.errors import NumericalError, SchemaError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

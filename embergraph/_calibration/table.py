@@ -11,10 +11,9 @@ import numpy as np
 import xarray as xr
 from scipy.stats import norm
 
-from ._calibration_coverage import Coverage, coverage
-from ._calibration_meanings import meaning_of
-from ._calibration_tally import BINS, NUM_BINS, Tally
-from ._calibration_tests import (
+from .coverage import Coverage, coverage
+from .meanings import meaning_of
+from .rank_tests import (
     ALPHA,
     POINTS,
     flipped_errors,
@@ -24,6 +23,7 @@ from ._calibration_tests import (
     stated_p_value,
     stated_terms,
 )
+from .tally import BINS, NUM_BINS, Tally
 
 if TYPE_CHECKING:
     from jaxtyping import Float

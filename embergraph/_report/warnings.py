@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._report_model import SiteLine, fitted_parts
-from ._report_parts import names, number, plural
-from .inference.judgement import verdict_of
+from ..inference.judgement import verdict_of
+from .model_lines import SiteLine, fitted_parts
+from .parts import names, number, plural
 
 if TYPE_CHECKING:
-    from .inference import Fit
+    from ..inference import Fit
 
 
 def fit_warnings(fit: Fit, table: xr.Dataset | None, lines: list[SiteLine], fixed: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from ._report_parts import Block, Facts, Image, Paragraph, Section, Table
+from .parts import Block, Facts, Image, Paragraph, Section, Table
 
 WIDTH = 120
 MARKS = {"good": "good", "look": "LOOK", "bad": "BAD", "": ""}
