@@ -15,7 +15,7 @@ from .baselines.environments import EnvironmentBaseline, FittedEnvironmentBaseli
 from .held_out import check_densities, networks_mse
 from .inference import Fit
 from .inference.diagnostics import posterior_rows
-from .inference.query import roles_of
+from .inference.query import is_fitted_to, roles_of
 from .methods._environment_vae_fit import TEMPLATE_CELLS
 from .metrics import cell_log_densities, entry_log_densities, held_out_mse
 from .models.med_magma import MEDMAGMA
@@ -181,6 +181,8 @@ def _fit(what: str, name: str, fit: Fit, data: xr.Dataset, test: xr.Dataset) -> 
             fit.prepared(given)
         except (SchemaError, DataError) as error:
             raise type(error)(f"{what}, {role}: {error}") from error
+    if not is_fitted_to(fit, fit.prepared(data)):
+        raise DataError(f"data: found other data than {what} was fitted to; wanted its training data")
     dims, sizes, _ = next(spec for key, spec in fit.template.variables.items() if key in fit.schema.observed)
     fitted = dict(zip(dims, sizes, strict=True)).get(fit.schema.plate, 0)
     found = data.sizes.get(fit.schema.plate, fitted)

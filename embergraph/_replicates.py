@@ -30,6 +30,10 @@ FORMAT = 1
 _TURN = threading.RLock()  # Pyro has one stack of handlers a process: threads of one process take turns
 
 
+FAILURES = (NumericalError, NotSparseError, DataError, ArithmeticError, RuntimeError, ValueError)
+"""What a replicate may fail of without ending all others; a mistake in a program, such as a TypeError, ends them."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a replicate: its result, or in words why there is none."""
@@ -137,6 +141,8 @@ def run(
     KeyboardInterrupt
         If it was interrupted before anything was finished.
     """
+    if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0):
+        raise DataError(f"n_jobs: found {n_jobs!r}; wanted a number of processes, -1 for all cores, or None")
     missing = [index for index in range(num) if index not in kept.done]
     calls = (delayed(_one)(task, index, seed, os.getpid()) for index in missing)
     try:
@@ -158,11 +164,23 @@ def seeds_of(seed: int, index: int, num: int) -> list[int]:
 
 def given(function: Callable[..., Any], *arguments: Any, seed: int) -> Any:
     """Call a user's function, with the seed if it has a parameter of that name."""
+    return function(*arguments, seed=seed) if wants_seed(function) else function(*arguments)
+
+
+def wants_seed(function: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter named ``seed``.
+
+    Raises
+    ------
+    SchemaError
+        If it is no function.
+    """
+    if not callable(function):
+        raise SchemaError(f"found {type(function).__name__} {function!r}; wanted a function")
     try:
-        wants_seed = "seed" in inspect.signature(function).parameters
+        return "seed" in inspect.signature(function).parameters
     except ValueError:  # a builtin without a signature
-        wants_seed = False
-    return function(*arguments, seed=seed) if wants_seed else function(*arguments)
+        return False
 
 
 def identity_of(value: Any) -> Any:
@@ -209,7 +227,7 @@ def _one(task: Callable[[int], Any], index: int, seed: int, home: int) -> Outcom
             return Outcome(index, task(index))
         except SchemaError:  # data and model do not belong together in any replicate
             raise
-        except (NumericalError, NotSparseError, DataError) as error:
+        except FAILURES as error:
             return Outcome(index, None, f"{type(error).__name__}: {error}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ._agreement import SCORES, Table, agreement, aligned, renamed, table_of
-from ._replicates import Replicates, given, run
+from ._replicates import Replicates, given, run, wants_seed
 from .inference import Fit
 from .inference.inputs import DataLike, as_dataset
 from .inference.options import check_counts
@@ -75,14 +75,16 @@ def refit(
     NumericalError
         If every fit failed.
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise DataError(f"seeds: found {list(seeds)}; wanted different ones, at least one")
+    if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) < len(seeds):
+        raise DataError(f"seeds: found {seeds!r}; wanted a list of different ones, at least one")
     for seed in seeds:
         check_counts(seed=seed)
     if fit is None and not any(isinstance(model, kind) for kind in PLANS):
         raise SchemaError(f"model: found {type(model).__name__}, which has no plan; wanted fit=, such as eg.svi of it")
     if fit is not None and options:
         raise DataError(f"{next(iter(options))}: an option of a plan, found beside fit=; wanted it inside fit")
+    if fit is not None and not wants_seed(fit):
+        raise SchemaError("fit: found a function without a parameter 'seed', whose fits are all alike; wanted one")
     kept = Replicates(None, {})
     task = _Refit(model, data, list(seeds), fit, options)
     run(task, len(seeds), kept, seed=0, n_jobs=n_jobs, progress=progress, label="refits")
@@ -148,6 +150,8 @@ def stability(
     SchemaError
         If fits have no reading in common, or one of another size.
     """
+    if not isinstance(fits, Mapping | Sequence):
+        raise DataError(f"fits: found {type(fits).__name__}; wanted several fits, by name or in a list")
     named = dict(fits) if isinstance(fits, Mapping) else dict(enumerate(fits))
     _check(named, threshold, num_permutations, num_samples, seed)
     check_level(level)
@@ -188,7 +192,9 @@ def stability(
     variables["num_called"] = (("reading", "fit"), np.array(calls), {"meaning": "entries called", "units": "1"})
     variables["final_loss"] = ("fit", losses, {"meaning": "loss on all of the data at the end", "units": "nats"})
     coords = {"reading": names, "fit": [str(name) for name in named], "pair": [_pair(named, i, j) for i, j in pairs]}
-    return xr.Dataset(variables, coords, {"threshold": threshold, "level": level, "num_failures": _failed(named)})
+    about = {"threshold": threshold, "level": level, "num_failures": _failed(named)}
+    identical = all(bool((variables["spread"][1][place] == 0).all()) for place in range(len(names)))
+    return xr.Dataset(variables, coords, {**about, "identical": int(identical)})
 
 
 def stability_text(result: xr.Dataset) -> str:
@@ -205,6 +211,8 @@ def stability_text(result: xr.Dataset) -> str:
         if not math.isnan(float(row["spread_ratio"])):
             parts.append(f"spread over fits {float(row['spread_ratio']):.2f} of the stated width")
         lines.append(f"{name:>{width}}  {', '.join(parts)}")
+    if result.attrs["identical"]:
+        lines.append("All fits are the same: the routine does not depend on its seed, so that this tells nothing.")
     return "\n".join(lines)
 
 
@@ -221,7 +229,9 @@ class _Refit:
         if self.fit is None:
             found = run_plan(self.model, as_dataset(self.data), seed=seed, progress=False, **self.options)
         else:
-            found = given(self.fit, self.data, seed=seed)
+            found = given(self.fit, as_dataset(self.data), seed=seed)
+        if not isinstance(found, Fit):
+            raise SchemaError(f"fit: found a function that returns {type(found).__name__}; wanted a Fit")
         if found.settings.get("interrupted"):  # by Ctrl-C, which routines answer with what they have
             raise KeyboardInterrupt
         return found
@@ -281,3 +291,5 @@ def _check(named: Mapping[Any, Any], threshold: float, num_permutations: int, nu
     if not 0 < threshold < 1:
         raise DataError(f"threshold: found {threshold!r}; wanted a number between 0 and 1")
     check_counts(num_permutations=num_permutations, num_samples=num_samples, seed=seed)
+    if len({fit.template.digest for fit in named.values()}) > 1:
+        raise DataError("fits: found fits of different data; wanted fits of the same data")

@@ -16,15 +16,15 @@ from ._calibration.table import table
 from ._calibration.tally import from_arrays, tally, to_arrays
 from ._replicates import Replicates, given, identity_of, identity_of_data, run, seeds_of
 from .inference import Fit, guide_khat
+from .inference.diagnostics import KHAT_DRAWS
 from .inference.inputs import DataLike
 from .inference.options import check_counts
 from .inference.readings import check_level
 from .inference.simulation import simulate as draw_from_prior
-from .methods import PLANS
+from .methods import PLANS, as_plan_wants
 from .methods import fit as run_plan
 from .models.parts.errors import DataError, NumericalError, SchemaError
 
-LEAST_DRAWS = 25  # from which a tail can be fitted
 Readings = Mapping[str, xr.Dataset]
 
 
@@ -58,7 +58,7 @@ def calibrate(
         Gives shapes, names and inputs; observed values are replaced. None if `simulate` does without.
     fit
         Maps simulated data to a fit: ``lambda data: eg.svi(model, guide, data, progress=False)``. By default the plan
-        of a model of this suite, with `options`.
+        of a model of this suite, with `options`; NOTMAD's genes are centred before, which leaves networks as they are.
     simulate
         Maps a seed to data with the truth, ``true_<site>``; by default `embergraph.simulate`.
     readings
@@ -107,7 +107,7 @@ def calibrate(
     """
     check_counts(num_replicates=num_replicates, num_samples=num_samples, seed=seed)
     check_level(level)
-    _check(model, fit, num_samples, options)
+    _check(model, fit, simulate, num_samples, options)
     names = [readings] if isinstance(readings, str) else readings
     task = _Task(model, data, fit, simulate, names, num_samples, level, seed, options)
     kept = Replicates(checkpoint, task.identity() if checkpoint is not None else {})
@@ -169,15 +169,18 @@ class _Task:
         drawing, fitting, reading, breaking = seeds_of(self.seed, index, 4)
         data = self._simulated(drawing)
         if self.fit is None:
+            data = as_plan_wants(self.model, data)
             fitted = run_plan(self.model, data, seed=fitting, progress=False, **self.options)
         else:
             fitted = given(self.fit, data, seed=fitting)
+        if not hasattr(fitted, "readings") and not callable(self.readings):
+            raise SchemaError(f"fit: found a function that returns {type(fitted).__name__}; wanted a Fit")
         if getattr(fitted, "settings", {}).get("interrupted"):  # by Ctrl-C, which routines answer with what they have
             raise KeyboardInterrupt
         rng = np.random.default_rng(breaking)
         found = {name: tally(name, table, rng) for name, table in sorted(self._read(fitted, data, reading).items())}
         return {
-            "guide_khat": np.array(_khat(fitted, data, max(self.num_samples, LEAST_DRAWS), reading)),
+            "guide_khat": np.array(_khat(fitted, data, max(self.num_samples, KHAT_DRAWS), reading)),
             **to_arrays(found),
         }
 
@@ -221,11 +224,14 @@ class _Task:
         return told
 
 
-def _check(model: Any, fit: Any, num_samples: int, options: Mapping[str, Any]) -> None:
+def _check(model: Any, fit: Any, simulate: Any, num_samples: int, options: Mapping[str, Any]) -> None:
     if fit is None and not any(isinstance(model, kind) for kind in PLANS):
         raise SchemaError(f"model: found {type(model).__name__}, which has no plan; wanted fit=, such as eg.svi of it")
     if fit is not None and options:
         raise DataError(f"{next(iter(options))}: an option of a plan, found beside fit=; wanted it inside fit")
+    for name, function in (("fit", fit), ("simulate", simulate)):
+        if function is not None and not callable(function):
+            raise SchemaError(f"{name}: found {type(function).__name__}; wanted a function")
     if num_samples < 19:
         raise DataError(f"num_samples: found {num_samples}; wanted at least 19, to tell the ends of the posterior")
 

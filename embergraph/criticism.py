@@ -14,7 +14,7 @@ from .inference import Fit
 from .inference.inputs import DataLike
 from .inference.readings import check_level
 from .inference.replicated import Cells, Kind
-from .models.parts.errors import DataError
+from .models.parts.errors import DataError, SchemaError
 from .predictive_statistics import STATISTICS
 from .validation import listed
 
@@ -101,6 +101,8 @@ def predictive_check(
     >>> bool(check["gene_variance_p"] < 0.05)  # the noise has a standard deviation of 3, not of 1
     True
     """
+    if not isinstance(fit, Fit):
+        raise SchemaError(f"fit: found {type(fit).__name__}; wanted a Fit, as svi, em, mcmc, fit or load return it")
     check_level(level)
     functions = _chosen(statistics)
     found = fit.replicated(data, num_samples, kind=kind, cells=cells, seed=seed)

@@ -63,6 +63,25 @@ def is_factory(guide: Callable[..., Any] | type) -> bool:
     return list(inspect.signature(guide).parameters) == ["model"]
 
 
+def check_guide(guide: Callable[..., Any] | type, inputs: Mapping[str, Tensor]) -> None:
+    """Refuse a plain function that neither makes a guide nor takes what the model takes.
+
+    Raises
+    ------
+    SchemaError
+        Naming its arguments.
+    """
+    if not inspect.isfunction(guide) or is_factory(guide):
+        return
+    parameters = inspect.signature(guide).parameters
+    if any(p.kind == p.VAR_KEYWORD for p in parameters.values()) or set(inputs) <= set(parameters):
+        return
+    raise SchemaError(
+        f"guide: found a function of {list(parameters)}; wanted the arguments of the model, {list(inputs)}, or one "
+        "argument named 'model' of a function that makes a guide"
+    )
+
+
 def make_pair(
     model: Callable[..., Any], guide: Any, inputs: Mapping[str, Tensor], store: Any = None
 ) -> tuple[Callable[..., Any], Callable[..., Any], Any]:
@@ -77,6 +96,7 @@ def make_pair(
     store
         Parameter store state that belongs to an already fitted pair.
     """
+    check_guide(guide, inputs)
     made = is_factory(guide)
     model, copied, store = copy_of((model, None if made else guide, store))
     for module in (model, copied):

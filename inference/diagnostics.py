@@ -62,7 +62,7 @@ def pareto_khat(log_ratios: Float[np.ndarray, " draw"]) -> float:
 def guide_khat(tree: xr.DataTree) -> float:
     """k-hat of the whole guide from ``log_p`` and ``log_q`` of a tree; NaN for stored draws, which have no guide."""
     stats = tree["sample_stats"].to_dataset()
-    if "log_q" not in stats:
+    if "log_q" not in stats or float(stats["log_q"].std()) == 0:  # of a point guide log_q is the same everywhere
         return math.nan
     return pareto_khat((stats["log_p"] - stats["log_q"]).values.ravel())
 
@@ -103,25 +103,39 @@ def loo(tree: xr.DataTree) -> xr.Dataset:
 def split_rhat(tree: xr.DataTree) -> xr.Dataset:
     """R-hat of the two halves of each chain, by site the largest over chains and entries.
 
-    Chains are components of the posterior (orders, restarts) and may differ by design, so each is judged by itself.
+    Chains are components of the posterior (orders, restarts) and may differ by design, so each is judged by itself;
+    `chains_rhat` judges chains that should be the same.
     """
-    import arviz as az
-
     posterior = tree["posterior"].to_dataset()
-    half = posterior.sizes["draw"] // 2
     worst: dict[str, float] = {}
     for chain in range(posterior.sizes["chain"]):
-        own = posterior.isel(chain=chain)
-        halves = [own.isel(draw=slice(0, half)), own.isel(draw=slice(half, 2 * half))]
-        pair = xr.concat([h.assign_coords(draw=np.arange(half)) for h in halves], dim="chain")
-        moving = [str(n) for n, v in pair.data_vars.items() if v.dtype.kind == "f" and float(v.std()) > 0]
-        with np.errstate(all="ignore"):
-            rhat = az.rhat(pair[moving])
-        for name in moving:
-            values = rhat[name].values
-            if np.isfinite(values).any():
-                worst[name] = max(worst.get(name, 1.0), float(np.nanmax(values)))
+        for name, value in _rhat(_halves(posterior.isel(chain=[chain]))).items():
+            worst[name] = max(worst.get(name, 1.0), value)
     return xr.Dataset(worst)
+
+
+def chains_rhat(tree: xr.DataTree) -> xr.Dataset:
+    """R-hat of the halves of all chains together, by site the largest over entries: for chains of one posterior."""
+    return xr.Dataset(_rhat(_halves(tree["posterior"].to_dataset())))
+
+
+def _halves(posterior: xr.Dataset) -> xr.Dataset:
+    """Both halves of every chain as chains."""
+    half = posterior.sizes["draw"] // 2
+    parts = [posterior.isel(draw=slice(0, half)), posterior.isel(draw=slice(half, 2 * half))]
+    halves = xr.concat([part.assign_coords(draw=np.arange(half)) for part in parts], dim="chain")
+    return halves.assign_coords(chain=np.arange(halves.sizes["chain"]))
+
+
+def _rhat(chains: xr.Dataset) -> dict[str, float]:
+    """Largest R-hat of the entries of every site that moves, where it is defined."""
+    import arviz as az
+
+    moving = [str(n) for n, v in chains.data_vars.items() if v.dtype.kind == "f" and float(v.std()) > 0]
+    with np.errstate(all="ignore"):
+        found = az.rhat(chains[moving])
+    values = {name: found[name].values for name in moving}
+    return {name: max(1.0, float(np.nanmax(v))) for name, v in values.items() if not np.isnan(v).all()}
 
 
 def drift(history: xr.DataArray, chosen: int = 0, share: float = 0.1) -> float:
@@ -155,14 +169,19 @@ MEANING = {
     "sites averaged over their prior",
     "test_log_density_se": "its standard error over cells",
     "max_split_rhat": "largest R-hat of the halves of a chain, each chain by itself; above 1.05: run longer",
+    "max_rhat": "largest R-hat of the halves of all chains together; above 1.05: chains found different things",
     "acceptance": "mean acceptance of the sampler",
     "divergences": "transitions that broke down",
 }
 
 
+KHAT_DRAWS = 1000
+"""Draws behind a k-hat: of a few hundred it comes out too low."""
+
+
 def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
     """Table of what can be known about the quality of a fit; see `Fit.report`."""
-    tree = fit.posterior(data, num_samples, predictive=False, prior=False)
+    tree = fit.posterior(data, max(num_samples, KHAT_DRAWS), predictive=False, prior=False)
     rows: dict[str, float] = {"num_cells": float(as_dataset(data, fit.schema).sizes.get(fit.schema.plate, 0))}
     if "final_loss" in fit.settings:
         rows["final_loss"] = float(fit.settings["final_loss"])
@@ -176,6 +195,8 @@ def report(fit: Fit, data: DataLike, test: DataLike | None = None, *, num_sample
         rows["restarts_agree"] = float((finals <= finals.min() + 0.01 * abs(finals.min())).mean())
     if fit.draws is not None:
         rows["max_split_rhat"] = max((float(v) for v in split_rhat(tree).values()), default=math.nan)
+        if fit.settings.get("routine") == "mcmc" and fit.stored.shape[0] > 1:  # else chains are components
+            rows["max_rhat"] = max((float(v) for v in chains_rhat(tree).values()), default=math.nan)
         rows |= {k: float(np.mean(v)) for k, v in fit.draws.statistics.items() if k == "acceptance"}
         rows |= {k: float(np.sum(v)) for k, v in fit.draws.statistics.items() if k == "divergences"}
     evidence = posterior_rows(fit, tree)
@@ -198,7 +219,8 @@ def posterior_rows(fit: Fit, tree: xr.DataTree, *, with_loo: bool = True) -> dic
     posterior = tree["posterior"]
     if set(map(str, posterior.data_vars)) <= set(json.loads(posterior.attrs["held_fixed"])):
         return None
-    rows = {"guide_khat": guide_khat(tree)} if fit.guide is not None else {}
+    khat = guide_khat(tree) if fit.guide is not None else math.nan
+    rows = {} if math.isnan(khat) else {"guide_khat": khat}
     scored = tree["log_likelihood"].data_vars if "log_likelihood" in tree.children else {}
     if with_loo and len(scored) == 1:
         result = loo(tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..models.parts.errors import SchemaError
@@ -103,7 +105,16 @@ def to_datatree(
 
 def name_of(thing: object) -> str:
     """Name of a function or of an object's class."""
+    thing = unwrapped(thing)
     return getattr(thing, "__name__", type(thing).__name__)
+
+
+def unwrapped(thing: object) -> object:
+    """The function inside what decorators and handlers of Pyro make of it."""
+    while isinstance(thing, functools.partial):
+        inside = [part for part in thing.args if callable(part) and not isinstance(part, Messenger)]
+        thing = inside[-1] if inside else thing.func
+    return thing
 
 
 def guide_pass(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,17 @@ def _tensor(name: str, variable: xr.DataArray, spec: Input, device: torch.device
     return torch.tensor(values, device=device)
 
 
+def digest_of(schema: Schema, data: xr.Dataset) -> str:
+    """A short text that differs when the inputs differ by more than single precision can tell."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(set(schema.inputs) & set(map(str, data.data_vars))):
+        values = data[name].values
+        kept = values.astype(np.float32 if values.dtype.kind == "f" else np.int64, copy=False)
+        digest.update(f"{name} {kept.shape}".encode())
+        digest.update(np.ascontiguousarray(kept).data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Template:
     """Shape and names of the training data without the data.
@@ -140,12 +152,15 @@ class Template:
         Small variables that do not run over cells (a standardisation, a reference graph).
     attrs
         Attributes of the Dataset.
+    digest
+        A short text that differs when the inputs differ, see `digest_of`; empty in files of older versions.
     """
 
     variables: dict[str, tuple[tuple[str, ...], tuple[int, ...], str]]
     coords: dict[str, list[Any]] = field(default_factory=dict)
     extras: dict[str, tuple[tuple[str, ...], list[Any]]] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
     MAX_EXTRA = 100_000
 
@@ -163,7 +178,7 @@ class Template:
         dims |= {dim for extra_dims, _ in extras.values() for dim in extra_dims}
         coords = {str(dim): data[dim].values.tolist() for dim in dims if dim in data.coords}
         attrs = {str(k): v for k, v in data.attrs.items() if isinstance(v, str | int | float)}
-        return cls(variables, coords, extras, attrs)
+        return cls(variables, coords, extras, attrs, digest_of(schema, data))
 
     def zeros(self, schema: Schema, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """Inputs of the right shapes filled with zeros, to build a guide without data."""
@@ -178,11 +193,13 @@ class Template:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"variables": self.variables, "coords": self.coords, "extras": self.extras, "attrs": self.attrs}
+        parts = {"variables": self.variables, "coords": self.coords, "extras": self.extras, "attrs": self.attrs}
+        return parts | {"digest": self.digest}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Template:
         """Inverse of `to_dict`."""
         variables = {n: (tuple(d), tuple(s), t) for n, (d, s, t) in saved["variables"].items()}
         extras = {n: (tuple(d), v) for n, (d, v) in saved["extras"].items()}
-        return cls(variables, dict(saved["coords"]), extras, dict(saved["attrs"]))
+        digest = str(saved.get("digest", ""))
+        return cls(variables, dict(saved["coords"]), extras, dict(saved["attrs"]), digest)

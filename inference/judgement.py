@@ -57,6 +57,7 @@ LIMITS: Mapping[str, Limits] = {
     ),
     # Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and localization.
     "max_split_rhat": at_most(1.01, 1.05, "Chains have not settled: take more warm-up steps and more draws."),
+    "max_rhat": at_most(1.01, 1.05, "Chains found different things: run longer, or the posterior has several modes."),
     "acceptance": Limits((0.6, 0.95), (0.4, 0.99), "The sampler's steps have a wrong size: take more warm-up steps."),
     "divergences": at_most(0.0, 10.0, "The sampler broke down in places: raise target_acceptance, or rewrite a prior."),
 }

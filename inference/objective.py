@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
+from ..models.parts.errors import DataError
 from .density import max_plate_nesting
 from .messengers import quiet, sample_sites, site_not_finite
 
@@ -56,7 +58,10 @@ class Objective:
             try:
                 with pyro.validation_enabled(True):
                     return run()
-            except ValueError:
+            except ValueError as error:
+                text = str(error)
+                if "within the support" in text and not {"nan", "inf"} & set(re.findall("[a-z]+", text)):
+                    raise DataError(_impossible(text)) from error
                 with pyro.validation_enabled(False):
                     if not self.culprit():
                         raise
@@ -90,3 +95,12 @@ class Objective:
         with torch.no_grad(), suppress(RuntimeError, ValueError, ArithmeticError):
             return site_not_finite(*self._traces())
         return ""
+
+
+def _impossible(text: str) -> str:
+    """What is wrong, out of Pyro's words, which go on with all values."""
+    site, law = re.search(r"at site '([^']*)'", text), re.search(r"support \((.*?)\) of the distribution (\w+)", text)
+    named = f"site {site[1]!r}" if site else "a site"
+    if law is None:
+        return f"{named}: {text.splitlines()[0]}"
+    return f"{named}: found values that {law[2]} cannot take; wanted {law[1]}"

@@ -20,7 +20,7 @@ from ..models.schema import Schema
 from .copies import float_dtype
 from .draws import Pass, join, log_mean_exp
 from .export import build_tree, guide_pass, prior_pass
-from .inputs import DataLike, as_dataset, to_inputs
+from .inputs import DataLike, as_dataset, digest_of, to_inputs
 from .messengers import isolated, latent_sites, observed_sites, plates_of
 from .options import check_counts
 from .sampler import Sampler
@@ -68,6 +68,11 @@ def checked(fit: Fit, data: DataLike, *, observed: bool = True) -> xr.Dataset:
                 raise SchemaError(f"{name}: found another standardisation; wanted that of the training data")
     names = {dim: labels for dim, labels in fit.template.coords.items() if dim not in dataset.coords}
     return dataset.assign(precision).assign_coords(names)
+
+
+def is_fitted_to(fit: Fit, data: xr.Dataset) -> bool:
+    """Whether `data`, as `Fit.prepared` returns them, are those that were fitted, as far as the fit remembers."""
+    return not fit.template.digest or fit.template.digest == digest_of(fit.schema, data)
 
 
 def _check_labels(fit: Fit, name: str, dim: str, size: int, dataset: xr.Dataset) -> None:

@@ -74,7 +74,9 @@ def load(
     except LoadError:
         raise
     except Exception as error:  # whatever another model or a damaged file leads to
-        raise LoadError(f"{path}: cannot be restored, {type(error).__name__}: {error}") from error
+        hint = "; pass guide= as it was given to the fit" if guide is None and about.get("guide") else ""
+        told = next(iter(str(error).splitlines()), "")
+        raise LoadError(f"{path}: cannot be restored, {type(error).__name__}: {told}{hint}") from error
 
 
 def _restore(about: Mapping[str, Any], tensors: Mapping[str, Any], model: Any, guide: Any) -> Fit:

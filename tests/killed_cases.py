@@ -19,13 +19,14 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+import torch._dynamo  # optimisers need it: once here, not in every process
 from environment_fits import counts
 from med_magma_fits import data_of
 from pyro.infer.autoguide import AutoNormal
 
 import embergraph as eg
 from embergraph.inference import Cosine, em, svi
-from embergraph.models import MEDMAGMA, EnvironmentVAE
+from embergraph.models import MEDMAGMA, NOTMAD, EnvironmentVAE
 
 Y = np.random.default_rng(0).normal([1.0, 2.0, 3.0, 4.0], 1.0, size=(30, 4))
 DATA = {"y": (("cell", "gene"), Y)}
@@ -71,6 +72,14 @@ def _med_magma(checkpoint):
     return eg.fit(MEDMAGMA.for_data(data), data, num_steps=35, tolerance=0.0, checkpoint=checkpoint, progress=False)
 
 
+def _notmad(checkpoint):
+    raw = eg.datasets.simulated_notmad(0, num_cells=40, num_genes=3, num_covariates=1)
+    data = eg.standardize(raw, scale="common")[0]
+    options = {"num_restarts": 1, "num_steps": 8, "num_orders": 2, "num_guide_steps": 100, "progress": False}
+    built = NOTMAD.for_data(data, 2, encoder="linear")
+    return eg.fit(built, data, posterior="mean_field", checkpoint=checkpoint, **options)
+
+
 SVI = {
     "num_steps": 40, "num_restarts": 2, "batch_size": 10, "checkpoint_every": 3, "progress": False,
     "schedules": {"learning_rate": Cosine()},
@@ -81,7 +90,9 @@ CASES = {
     "em": lambda checkpoint: em(model, Guide(), DATA, checkpoint=checkpoint, **EM),
     "vae": _vae,
     "med_magma": _med_magma,
+    "notmad": _notmad,
 }
+BESIDE = {"notmad": ".svi"}  # whose steps are in a file beside
 
 
 def numbers(fit):
@@ -134,21 +145,22 @@ def fork(*arguments):
 def killed(case, folder, when):
     """Kill it some time after it has written a checkpoint, and when it goes on and writes its second."""
     path, checkpoint = folder / f"{case}.killed.pt", folder / f"{case}.ckpt"
+    written = folder / f"{case}.ckpt{BESIDE.get(case, '')}"
     ends, parts = [], []
     for in_writing in (0, 2):
         child = fork(case, path, checkpoint, in_writing)
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         limit = time.monotonic() + 60
         while not in_writing and time.monotonic() < limit and os.waitpid(child, os.WNOHANG) == (0, 0):
-            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
+            if written.exists():
                 time.sleep(when.uniform(0, 0.05))
                 os.kill(child, signal.SIGKILL)
                 break
+            time.sleep(0.001)
         try:
             ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         except ChildProcessError:  # it has ended before it could be killed
             ends.append(0)
-        parts.append(checkpoint.with_name(checkpoint.name + ".part").exists())
+        parts.append(written.with_name(written.name + ".part").exists())
     assert os.waitpid(fork(case, path, checkpoint, 0), 0)[1] == 0
     return {"ends": ends, "parts": parts, "left": [p.name for p in folder.glob(f"{case}.ckpt*")]}
 

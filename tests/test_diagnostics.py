@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from scipy.stats import norm
 
 from embergraph.inference import Fit, StoredDraws, as_text, guide_khat, pareto_khat, svi
-from embergraph.inference.diagnostics import MEANING, drift, split_rhat
+from embergraph.inference.diagnostics import MEANING, chains_rhat, drift, split_rhat
 from embergraph.inference.inputs import Template, as_dataset
 from embergraph.inference.plain import schema_of
 from embergraph.models.parts.errors import DataError
@@ -112,9 +112,23 @@ def test_split_rhat_flags_drift_within_a_chain_and_not_differences_between_chain
         name: float(split_rhat(stored(chains).posterior(DATA, prior=False, predictive=False))["mean"])
         for name, chains in {"still": still, "apart": apart, "drifting": drifting}.items()
     }
+    together = {
+        name: float(chains_rhat(stored(chains).posterior(DATA, prior=False, predictive=False))["mean"])
+        for name, chains in {"still": still, "apart": apart}.items()
+    }
+    assert together["still"] < 1.03
+    assert together["apart"] > 1.5  # chains of one posterior are judged together
     assert found["still"] < 1.03
     assert found["apart"] < 1.03
     assert found["drifting"] > 1.2
+
+
+def test_chains_of_nuts_that_found_different_modes_are_told():
+    fit = stored(np.random.default_rng(0).normal(size=(2, 200)) + np.array([[-9.0], [9.0]]))
+    fit.settings["routine"] = "mcmc"
+    table = fit.report(DATA)
+    assert float(table["max_split_rhat"]) < 1.05
+    assert float(table["max_rhat"]) > 1.5
 
 
 def test_report_of_a_sampler():

@@ -132,7 +132,7 @@ def _add_ranks(
     )
     judged.p_values["ranks"] = band.p_value if len(counts) >= LEAST else math.nan
     judged.words["ranks"] = _shape(shares)
-    judged.resolved["ranks"] = found.high - found.low <= 2 * RESOLUTION
+    judged.resolved["ranks"] = _resolved(found, level)
 
 
 def _add_intervals(judged: Judged, inside: Float[np.ndarray, "replicate two"], stated: float) -> None:
@@ -143,7 +143,12 @@ def _add_intervals(judged: Judged, inside: Float[np.ndarray, "replicate two"], s
     judged.numbers.update(num_replicates=float(len(inside)), entries=float(inside[:, 1].mean()))
     judged.p_values["intervals"] = found.p_value if len(inside) >= LEAST else math.nan
     judged.words["intervals"] = "too narrow" if found.share < stated else "too wide"
-    judged.resolved["intervals"] = found.high - found.low <= 2 * RESOLUTION
+    judged.resolved["intervals"] = _resolved(found, stated)
+
+
+def _resolved(found: Coverage, level: float) -> bool:
+    """Whether replicates tell enough to call a reading calibrated: its coverage is near its level, and known well."""
+    return found.high - found.low <= 2 * RESOLUTION and abs(found.share - level) <= RESOLUTION
 
 
 def _add_stated(

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..inference import Fit
 from ..inference.export import name_of
-from ..inference.inputs import DataLike, to_inputs
+from ..inference.inputs import DataLike, digest_of, to_inputs
 from ..inference.judgement import verdict_of
 from ..inference.options import check_counts
 from ..models.parts.errors import DataError, EmbergraphError, SchemaError
@@ -148,6 +148,10 @@ def report(
     prepared = fit.prepared(data)
     to_inputs(fit.schema, prepared)
     held_out = None if test is None else fit.prepared(test)
+    if held_out is not None:
+        to_inputs(fit.schema, held_out)
+        if digest_of(fit.schema, held_out) == digest_of(fit.schema, prepared):
+            raise DataError("test: found the very data that were fitted; wanted held-out data, or None")
     maker = _Maker(fit, data, test, prepared, held_out, num_samples, seed)
     with tqdm(total=6, desc="report", disable=not progress) as bar, style(), torch.random.fork_rng():
         return maker.made(calibration, stability, bar)

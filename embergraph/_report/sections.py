@@ -19,6 +19,7 @@ from .parts import Block, Column, Facts, Paragraph, Section, Table, names, numbe
 
 if TYPE_CHECKING:
     from ..inference import Fit
+from ..inference.export import unwrapped
 
 PACKAGES = ("embergraph", "torch", "pyro-ppl", "numpy", "xarray", "arviz")
 INPUTS = ("name", "role", "axes", "numbers", "range", "mean", "missing")
@@ -173,6 +174,7 @@ def _standardisation(data: xr.Dataset) -> str:
 
 def _first_line(thing: Any) -> list[tuple[str, str]]:
     """The first line of a docstring, if it was written for the thing itself."""
+    thing = unwrapped(thing)
     own = thing if inspect.isfunction(thing) or inspect.ismethod(thing) else type(thing)
     text = own.__doc__ if isinstance(getattr(own, "__doc__", None), str) else None
     module = inspect.getmodule(own)

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..inference.judgement import verdict_of
+from ..inference.query import is_fitted_to
 from .model_lines import SiteLine, fitted_parts
 from .parts import names, number, plural
 
@@ -45,6 +46,8 @@ def fit_warnings(fit: Fit, table: xr.Dataset | None, lines: list[SiteLine], fixe
 def data_warnings(fit: Fit, data: xr.Dataset, test: xr.Dataset | None) -> list[str]:
     """Sentences on missing numbers, and on what was not looked at."""
     told = []
+    if not is_fitted_to(fit, data):
+        told.append("The data given are not those that were fitted: what is said of training data is said of these.")
     for name, values in data.variables.items():
         if values.dtype.kind == "f":
             missing = int(np.isnan(values.values).sum())

@@ -30,12 +30,20 @@ __all__ = [
     "EnvironmentVAEFit",
     "MEDMAGMAFit",
     "NOTMADFit",
+    "as_plan_wants",
     "fit",
     "fit_environment_vae",
     "fit_med_magma",
     "fit_notmad",
     "indicator_descriptors",
 ]
+
+
+def as_plan_wants(model: Any, data: xr.Dataset) -> xr.Dataset:
+    """Simulated data as users would give them to the plan: of NOTMAD with centred genes, if they are real numbers."""
+    if isinstance(model, NOTMAD) and model.likelihood.has_scale:
+        return data.assign(expression=data["expression"] - data["expression"].mean("cell"))
+    return data
 
 
 def fit(model: Any, data: xr.Dataset, **options: Any) -> Any:

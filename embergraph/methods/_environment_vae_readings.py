@@ -29,10 +29,11 @@ def environment_readings(
         is_target = None if shift is None else (shift != 0).astype(float)
         meaning = "that an environment shifts a latent"
         readings["target"] = of_probability(found["target_probability"], is_target, meaning)
+    # Only shifts that are likelier than not count: the others are stated to be zero, and mostly are.
     readings["shift"] = of_intervals(
         found["shift"], found["shift_lower"], found["shift_upper"], level,
         None if shift is None else shift.where(called.values),
-        "shifts of latents, in standard deviations within an environment; the truth of those likelier than not",
+        f"shifts of latents, in standard deviations within an environment; {found.attrs['shift_intervals']}",
     )  # fmt: skip
     effects = fit.effects(data, interval=level, num_samples=num_samples, seed=seed)
     truth = data["true_effect"].transpose("condition", "gene") if "true_effect" in data else None

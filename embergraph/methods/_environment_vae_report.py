@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..inference.diagnostics import KHAT_DRAWS, drift, posterior_rows
 from ..inference.diagnostics import MEANING as COMMON
-from ..inference.diagnostics import drift
 from ..inference.judgement import LIMITS as COMMON_LIMITS
 from ..inference.judgement import Limits, at_least, limits_of
 from . import _environment_vae_read as read
@@ -33,12 +33,14 @@ MEANING = {
     "are not called",
     "within_variance": "variance of the latents within environments, mean over those used; 1 under the model, and "
     "shifts are too small by its root where it is less",
+    "guide_khat": f"{COMMON['guide_khat']}; of at most 200 cells and their latents",
+    "share_khat_bad": COMMON["share_khat_bad"],
     "log_density": "mean log predictive density of a training cell, nats",
     "test_log_density": "mean log predictive density of a held-out cell, nats",
 }
 
 LIMITS = {
-    "loss_drift": COMMON_LIMITS["loss_drift"],
+    **{name: COMMON_LIMITS[name] for name in ("loss_drift", "guide_khat", "share_khat_bad")},
     "rotation_agreement": at_least(
         0.5, 0.2, "The environments do not determine the latent axes: read effects on genes, not targets or shifts."
     ),
@@ -66,6 +68,9 @@ def environment_report(
     misfit = getattr(fit.guide.environment, "misfit", None)
     if misfit is not None:
         rows["misfit_sd"] = float(misfit.max().sqrt())
+    tree = fit.posterior(data, KHAT_DRAWS, predictive=False, prior=False)
+    found = posterior_rows(fit, tree) or {}
+    rows |= {key: value for key, value in found.items() if key in ("guide_khat", "share_khat_bad")}
     rows["log_density"] = float(fit.log_density(data, num_samples).mean())
     if test is not None:
         rows["test_log_density"] = float(fit.log_density(test, num_samples).mean())

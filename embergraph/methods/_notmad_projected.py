@@ -117,6 +117,11 @@ class _Projected:
 
     def tune(self) -> None:
         """Points under the projected likelihood and the user's priors, from the better half of the search."""
+        kept = self.job.stages.once("tune", self._tuned)
+        self.points, self.log_density = kept["points"], kept["log_density"]
+        self._take(self.points)
+
+    def _tuned(self) -> dict[str, Tensor]:
         job, density = self.job, self.density
         best = job.found.log_density.argsort(descending=True)[: max(2, len(job.found.points) // 2)]
         found = density.climb(
@@ -128,10 +133,15 @@ class _Projected:
         )  # fmt: skip
         log_density = density.exactly(found.points)
         order = log_density.argsort(descending=True)
-        self.points, self.log_density = found.points[order], log_density[order]
-        self.values = {name: value[0] for name, value in sites(density, self.points[:1]).items()}
+        points = found.points[order]
         if found.interrupted:
+            self._take(points)
             raise KeyboardInterrupt
+        return {"points": points, "log_density": log_density[order]}
+
+    def _take(self, points: Float[Tensor, "restart dim"]) -> None:
+        """Have the first point as the best so far."""
+        self.values = {name: value[0] for name, value in sites(self.density, points[:1]).items()}
 
     def starts(self, points: Float[Tensor, "restart dim"]) -> Float[Tensor, "restart dim"]:
         """Vectors of the projected model at points of the search; sites that the search lacks start at a draw."""
@@ -157,10 +167,11 @@ class _Projected:
         for i, part in enumerate(parts):
             one = PerturbedDensity(density, Perturbation(perturbation.weights[part], perturbation.shift[part]), "cell")
             label = f"posterior draws, part {i + 1} of {len(parts)}"
-            result = self._climb(one, starts[part], label)
-            if result.interrupted:
+            try:
+                kept = job.stages.once(f"draws {i}", lambda: self._climb(one, starts[part], label))  # noqa: B023
+            except KeyboardInterrupt:
                 break
-            found.append(result.points)
+            found.append(kept["points"])
         if not found:
             raise KeyboardInterrupt
         draws = torch.cat(found)
@@ -170,14 +181,17 @@ class _Projected:
         stored = StoredDraws(self._stored(draws, shape), statistics)
         return self._fit(stored, None, "projected map + bootstrap", interrupted=interrupted, num_modes=len(modes))
 
-    def _climb(self, density: LogDensity, starts: Tensor, label: str) -> Maximum:
+    def _climb(self, density: LogDensity, starts: Tensor, label: str) -> dict[str, Tensor]:
         job = self.job
-        return self.density.climb(
+        found = self.density.climb(
             lambda: maximize(
                 density, starts, num_steps=min(DRAW_STEPS, job.num_steps), learning_rate=DRAW_RATES,
                 scale=float(job.num_cells), batch=plan.BATCH, progress=job.progress, label=label,
             )
         )  # fmt: skip
+        if found.interrupted:
+            raise KeyboardInterrupt
+        return {"points": found.points}
 
     def hmc(self, num_warmup: int, num_draws: int) -> NOTMADFit:
         """Chains that project at every position: the force holds the structure, acceptance does not.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
@@ -45,8 +45,9 @@ def has_many_genes(model: NOTMAD) -> bool:
 
 
 def search_order(
-    model: NOTMAD, relaxed: NOTMAD, inputs: Mapping[str, Tensor], *, num_restarts: int, progress: bool
-) -> tuple[LogDensity, Maximum]:
+    model: NOTMAD, relaxed: NOTMAD, inputs: Mapping[str, Tensor], *, num_restarts: int, progress: bool,
+    once: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda _, stage: stage(),
+) -> tuple[LogDensity, Maximum]:  # fmt: skip
     """Order and encoder of the highest evidence, edges, intercepts and noise integrated out.
 
     From each start the order climbs given the mixture and then the encoder given the order; the best two starts (the
@@ -66,6 +67,8 @@ def search_order(
         Starts.
     progress
         Whether to show a bar.
+    once
+        Gives what a stage of some name comes to, see `Stages`: each start and each that goes on is one.
 
     Returns
     -------
@@ -78,11 +81,13 @@ def search_order(
     num_finalists = 2 if model.num_archetypes * model.num_genes <= MANY_FEATURES else 1
     bar = tqdm(total=num_restarts + num_finalists, desc=f"orders, {num_restarts} starts", disable=not progress)
     try:
-        for _ in range(num_restarts):
-            states.append(search.turn(search.start(), FIRST_STEPS))
+        for number in range(num_restarts):
+            found = once(f"start {number}", lambda: search.turn(search.start(), FIRST_STEPS).tensors())
+            states.append(_State.of(found))
             bar.update()
         for place in np.argsort([-state.score for state in states], kind="stable")[:num_finalists]:
-            states[place] = search.finish(states[place])
+            found = once(f"finish {place}", lambda: search.finish(states[place]).tensors())  # noqa: B023
+            states[place] = _State.of(found)
             bar.update()
     except KeyboardInterrupt:
         interrupted = True
@@ -107,6 +112,14 @@ class _State:
     order: Int[np.ndarray, " gene"]
     vector: Float[Tensor, "1 dim"]
     score: float
+
+    def tensors(self) -> dict[str, Tensor]:
+        score = torch.tensor(self.score, dtype=torch.double)
+        return {"order": torch.tensor(self.order), "vector": self.vector, "score": score}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> _State:
+        return cls(tensors["order"].cpu().numpy(), tensors["vector"], float(tensors["score"]))
 
 
 class _Search:

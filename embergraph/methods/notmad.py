@@ -1,7 +1,9 @@
-"""NOTMAD, ready-made: the plan that fits it and the questions that its posterior answers."""
+"""NOTMAD, ready-made: the plan that fits it."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -9,30 +11,22 @@ import pyro
 import torch
 import xarray as xr
 from pyro.infer.autoguide import AutoDelta, init_to_value
-from scipy.special import logsumexp
 from torch import Tensor
 
 from ..guides.notmad import NOTMADGuide
-from ..inference import Fit, StoredDraws, register, svi
+from ..inference import StoredDraws, register, svi
 from ..inference.copies import float_dtype, make_pair, no_guide
-from ..inference.figures import Picture
-from ..inference.inputs import DataLike, Template, as_dataset, to_inputs
+from ..inference.density import LogDensity
+from ..inference.inputs import Template, to_inputs
 from ..inference.messengers import isolated
 from ..inference.options import check_counts
-from ..inference.readings import check_level
 from ..inference.schedules import WarmCosine
 from ..models.notmad import NOTMAD
 from . import _notmad_plan as plan
-from ._notmad_anndata import AnnDataOut
-from ._notmad_causal import Interventions
+from ._notmad_checkpoint import SVI_EVERY, Stages, identity_of
 from ._notmad_checks import check_data, check_options
-from ._notmad_effects import CovariateEffects
-from ._notmad_figures import network_figures
-from ._notmad_map import ArchetypeMap
-from ._notmad_networks import Networks
+from ._notmad_fit import NOTMADFit
 from ._notmad_projected import SEARCH_STEPS, fit_projected
-from ._notmad_readings import network_readings
-from ._notmad_report import network_report
 from ._notmad_search import collapses, has_many_genes, search_order
 from ._notmad_start import RELAXED_STEPS, check_start, start_search
 
@@ -40,44 +34,6 @@ if TYPE_CHECKING:
     from jaxtyping import Int
 
 Posterior = Literal["auto", "hmc", "mean_field", "bootstrap"]
-
-
-class NOTMADFit(CovariateEffects, ArchetypeMap, Interventions, AnnDataOut, Networks, Fit):
-    """A fitted NOTMAD: a `Fit` that also tells networks of cells."""
-
-    exchangeable = ("archetype",)
-
-    def conditioned_log_density(self, data: DataLike, *, num_samples: int = 500, seed: int = 0) -> xr.DataArray:
-        """Log density of each cell with its logits read from its own expression: how well it is described.
-
-        Not a prediction: the expression that is scored has chosen the mixture. `log_density` is the held-out score,
-        with logits from the covariates alone. Both agree for models without `mixture_scale`.
-
-        Returns
-        -------
-        xr.DataArray
-            log of the mean of p(X_i | eta_i, rest) over the guide's eta_i given C_i and X_i, (cell,).
-        """
-        found = self.posterior(data, num_samples, predictive=False, prior=False, seed=seed)["log_likelihood"]
-        terms = found["expression"].stack(_draw=("chain", "draw")).transpose("_draw", "cell")
-        density = logsumexp(terms.values, 0) - np.log(terms.sizes["_draw"])
-        return terms.isel(_draw=0, drop=True).copy(data=density).rename("conditioned_log_density")
-
-    def report(self, data: DataLike, test: DataLike | None = None, *, num_samples: int = 500) -> xr.Dataset:
-        """`Fit.report`, with rows on orders, acyclicity and the mixing of networks."""
-        table = super().report(data, test, num_samples=num_samples)
-        return network_report(self, table, as_dataset(data if test is None else test))
-
-    def readings(
-        self, data: DataLike, *, num_samples: int = 200, level: float = 0.9, seed: int = 0
-    ) -> dict[str, xr.Dataset]:
-        """``network`` and ``edge`` of up to 25 cells, evenly spaced; see `Fit.readings`."""
-        check_level(level)
-        return network_readings(self, as_dataset(data, self.schema), num_samples, level=level, seed=seed)
-
-    def figures(self, data: DataLike, *, num_samples: int = 200, seed: int = 0) -> list[Picture]:
-        """The mean network, edges that differ between cells, archetypes, and cells between them; see `Fit.figures`."""
-        return network_figures(self, as_dataset(data), num_samples, seed)
 
 
 def fit_notmad(
@@ -97,6 +53,7 @@ def fit_notmad(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> NOTMADFit:
     """Fit NOTMAD by the plan that was measured best.
 
@@ -141,6 +98,11 @@ def fit_notmad(
         posterior may differ.
     seed, device, progress
         As for `svi`.
+    checkpoint
+        File that finished stages are written to: starts and orders, points, parts of a bootstrap; and, beside it as
+        ``CHECKPOINT.svi``, steps of the mean-field guide. If it exists the run goes on from it and ends where an
+        uninterrupted one would have ended; a stage that was stopped midway, such as HMC or the search of a relaxed
+        model, starts again. A run that has ended removes it; after Ctrl-C it stays.
 
     Returns
     -------
@@ -154,6 +116,8 @@ def fit_notmad(
         If the data are not centred, an option is unknown, or `start` is a fit of something else.
     SchemaError
         If data and model do not belong together.
+    LoadError
+        If the checkpoint is of another run, or no checkpoint.
     NumericalError
         If no start ends at finite numbers.
     """
@@ -161,10 +125,11 @@ def fit_notmad(
     num_restarts = usual["num_restarts"] if num_restarts is None else num_restarts
     num_orders = usual["num_orders"] if num_orders is None else num_orders
     num_guide_steps = usual["num_guide_steps"] if num_guide_steps is None else num_guide_steps
-    check_counts(
-        num_restarts=num_restarts, num_steps=num_steps, num_orders=num_orders, num_warmup=num_warmup,
-        num_draws=num_draws, num_guide_steps=num_guide_steps, num_bootstrap=num_bootstrap,
-    )  # fmt: skip
+    counts = {
+        "num_restarts": num_restarts, "num_steps": num_steps, "num_orders": num_orders, "num_warmup": num_warmup,
+        "num_draws": num_draws, "num_guide_steps": num_guide_steps, "num_bootstrap": num_bootstrap,
+    }  # fmt: skip
+    check_counts(**counts)
     check_options(model, posterior, full_encoder=full_encoder)
     inputs = to_inputs(model.schema, data, device=device)
     check_data(model, data, inputs)
@@ -174,7 +139,10 @@ def fit_notmad(
     with isolated(seed, dtype=float_dtype(inputs)) as store, torch.enable_grad(), pyro.validation_enabled(False):
         copied, _, _ = make_pair(model, no_guide, inputs)
         model = cast("NOTMAD", copied)
-        job = _Plan(model, inputs, template, store, seed, progress, num_steps, start)
+        options = {**counts, "posterior": posterior, "full_encoder": full_encoder, "seed": seed}
+        identity = {} if checkpoint is None else identity_of(model, inputs, start, options)
+        stages = Stages(checkpoint, identity, inputs["expression"].device)
+        job = _Plan(model, inputs, template, store, seed, progress, num_steps, start, stages)
         if model.form == "projected":
             return fit_projected(
                 job, posterior=posterior, num_restarts=num_restarts, num_bootstrap=num_bootstrap,
@@ -204,9 +172,10 @@ class _Plan:
         seed: int,
         progress: bool,
         num_steps: int,
-        start: NOTMADFit | None = None,
+        start: NOTMADFit | None,
+        stages: Stages,
     ) -> None:
-        self.model, self.inputs, self.template, self.start = model, inputs, template, start
+        self.model, self.inputs, self.template, self.start, self.stages = model, inputs, template, start, stages
         self.store, self.seed, self.progress, self.num_steps = store, seed, progress, num_steps
         self.num_cells = len(inputs["expression"])
         self.fitted_orders = np.empty((0, 0), dtype=int)  # under which stage 2 has found the mode
@@ -216,25 +185,22 @@ class _Plan:
         """Stage 1, on the model itself if it is relaxed."""
         form = self.model.form
         self.searched = self.model if form == "relaxed" else plan.search_model(self.plain, self.num_cells)
-        self.route = "relaxed networks, annealed"
         if self.start is not None:
             self.route = "an earlier fit"
             num_steps = min(RELAXED_STEPS, self.num_steps) if form == "relaxed" else 0
-            self.density, self.found = start_search(
-                self.start, self.searched, self.inputs, num_steps=num_steps, progress=self.progress
-            )
+            search = partial(start_search, self.start, num_steps=num_steps)
         elif collapses(self.plain):
             many = has_many_genes(self.plain)
             self.route = "orders, candidate regulators only" if many else "orders, edges integrated out"
-            self.density, self.found = search_order(
-                self.plain, self.searched, self.inputs, num_restarts=num_restarts, progress=self.progress
-            )
+            search = partial(search_order, self.plain, num_restarts=num_restarts, once=self.stages.once)
         else:
-            self.density, self.found = plan.search(
-                self.searched, self.inputs, num_restarts=num_restarts,
+            self.route = "relaxed networks, annealed"
+            search = partial(
+                plan.search, num_restarts=num_restarts, conflict=form == "projected",
                 num_steps=min(SEARCH_STEPS, self.num_steps) if form == "projected" else self.num_steps,
-                progress=self.progress, conflict=form == "projected",
             )  # fmt: skip
+        run = partial(search, self.searched, self.inputs, progress=self.progress)
+        self.density, self.found = self.stages.search(self.searched, self.inputs, run)
         self.point = plan.point_of(self.searched, self.density, self.found.points[self.found.best], self.inputs)
 
     def point_estimate(self, interrupted: bool = False) -> NOTMADFit:
@@ -247,20 +213,36 @@ class _Plan:
         """Stage 2."""
         if self.model.fixed_order is not None:
             return self.model.fixed_order.cpu().numpy()[None].repeat(num_orders, 0), self.point
+        found = self.stages.once("order", self._order)
+        point = plan.Point(found["archetypes"], found["values"], found["mixture"])
+        order = found["order"].cpu().numpy()
+        self.fitted_orders = order[None]
+        drawn = self.stages.once("orders", lambda: self._orders(order, point, num_orders))
+        return drawn["orders"].cpu().numpy(), point
+
+    def _order(self) -> dict[str, Any]:
         order, point = plan.find_order(
             self.plain, self.inputs, self.point, num_steps=min(600, self.num_steps), progress=self.progress
         )
-        self.fitted_orders = order[None]
+        return {"order": torch.tensor(order), **vars(point)}
+
+    def _orders(self, order: np.ndarray, point: plan.Point, num_orders: int) -> dict[str, Tensor]:
         orders = plan.draw_orders(
             self.plain, self.inputs, order, point, num_orders=num_orders, seed=self.seed, progress=self.progress
         )
-        return orders, point
+        return {"orders": torch.tensor(orders)}
 
-    def hmc(self, orders: np.ndarray, density: Any, starts: Tensor, num_warmup: int, num_draws: int) -> NOTMADFit:
-        mode = plan.joint_map(
-            density, starts, self.num_cells, num_steps=min(400, self.num_steps), progress=self.progress
-        )
-        chains = plan.run_hmc(density, mode.points, num_warmup=num_warmup, num_draws=num_draws, progress=self.progress)
+    def modes(self, density: LogDensity, starts: Tensor, num_steps: int) -> Tensor:
+        """Where the posterior starts, under each order."""
+        num_steps = min(num_steps, self.num_steps)
+        climb = partial(plan.joint_map, density, starts, self.num_cells, num_steps=num_steps, progress=self.progress)
+        return cast("Tensor", self.stages.once("modes", lambda: {"points": climb().points})["points"])
+
+    def hmc(
+        self, orders: np.ndarray, density: LogDensity, starts: Tensor, num_warmup: int, num_draws: int
+    ) -> NOTMADFit:
+        points = self.modes(density, starts, plan.FIT_STEPS)
+        chains = plan.run_hmc(density, points, num_warmup=num_warmup, num_draws=num_draws, progress=self.progress)
         flat = density.unpack(chains.draws.flatten(0, 1))
         values = {name: v.unflatten(0, chains.draws.shape[:2]) for name, v in flat.items()}
         for name, value in density.fixed.items():
@@ -282,9 +264,7 @@ class _Plan:
         points = starts
         if not np.array_equal(unique, self.fitted_orders):
             num_steps = plan.REFIT_STEPS if self.fitted_orders.size else plan.FIT_STEPS  # near a mode or not
-            points = plan.joint_map(
-                density, starts, self.num_cells, num_steps=min(num_steps, self.num_steps), progress=self.progress
-            ).points
+            points = self.modes(density, starts, num_steps)
         values = {
             name: value.reshape(len(unique), *value.shape[value.dim() - density.event_dims[name] :])
             for name, value in density.unpack(points).items()
@@ -305,10 +285,14 @@ class _Plan:
             seed=self.seed,
             device=like.device,
             progress=self.progress,
+            checkpoint=self.stages.of_svi,
+            checkpoint_every=SVI_EVERY,
             fit_class=NOTMADFit,
         )
         fit = cast("NOTMADFit", fitted)
         fit.settings |= self.facts("order sampling + mean field")
+        if not fit.settings["interrupted"]:
+            self.stages.remove()
         return fit
 
     def fit(
@@ -316,6 +300,8 @@ class _Plan:
     ) -> NOTMADFit:
         losses = (-self.found.history.T).cpu().tolist()
         settings = {**self.facts(routine), "interrupted": interrupted}
+        if not interrupted:
+            self.stages.remove()
         return NOTMADFit(
             model, guide, model.schema, self.template, draws=draws, history=losses, settings=settings, store=self.store
         )
@@ -327,6 +313,5 @@ class _Plan:
         return {**about, "search_losses": losses, **warm}
 
 
-register(NOTMADFit)
 register(NOTMAD)
 register(NOTMADGuide)
