@@ -181,8 +181,6 @@ def _fit(what: str, name: str, fit: Fit, data: xr.Dataset, test: xr.Dataset) -> 
             fit.prepared(given)
         except (SchemaError, DataError) as error:
             raise type(error)(f"{what}, {role}: {error}") from error
-    if not is_fitted_to(fit, fit.prepared(data)):
-        raise DataError(f"data: found other data than {what} was fitted to; wanted its training data")
     dims, sizes, _ = next(spec for key, spec in fit.template.variables.items() if key in fit.schema.observed)
     fitted = dict(zip(dims, sizes, strict=True)).get(fit.schema.plate, 0)
     found = data.sizes.get(fit.schema.plate, fitted)
@@ -190,6 +188,8 @@ def _fit(what: str, name: str, fit: Fit, data: xr.Dataset, test: xr.Dataset) -> 
         raise DataError(
             f"data: found {found} along {fit.schema.plate!r}; wanted the {fitted} that {what} was fitted to"
         )
+    if not is_fitted_to(fit, fit.prepared(data)):
+        raise DataError(f"data: found other data than {what} was fitted to; wanted its training data")
     return FitEntrant(name, test, fit, data)
 
 

@@ -259,7 +259,7 @@ def _coverage_line(row: xr.Dataset, level: float) -> str:
     parts, stated = [], level
     if "coverage" in row and not np.isnan(row["coverage"].values).all():
         for mass in row["mass"].values:
-            parts.append(f"{100 * mass:g} % of draws hold {_share(row.sel(mass=mass), 'coverage')}")
+            parts.append(f"{100 * mass:g} % intervals hold {_share(row.sel(mass=mass), 'coverage')}")
         parts.append(f"width should be {float(row['width_factor']):.2f} times, shift {float(row['shift']):+.2f} sd")
     elif "interval_coverage" in row and not math.isnan(float(row["interval_coverage"])):
         stated = float(row["interval_level"])

@@ -67,7 +67,7 @@ def observed_against_replicated(
     _name(ax, check, statistic, num_labels)
     row = check.sel(statistic=statistic)
     share, expected = (100 * float(row[key]) for key in ("share_outside", "share_expected"))
-    told = f"{share:.0f} % outside, {expected:.0f} % expected; p {float(row['p_overall']):.2g}"
+    told = f"{share:.0f} % outside, {expected:.0f} % expected; p of the largest {float(row['p_overall']):.2g}"
     ax.set_title(f"{statistic}\n{told}", fontsize="medium")
     ax.set_xlabel(f"replicated, {100 * check.attrs['level']:.0f} % interval")
     ax.set_ylabel("observed")

@@ -230,7 +230,7 @@ def test_what_comes_out_is_stored_and_explained(tmp_path: Path) -> None:
     xr.testing.assert_identical(xr.load_dataset(tmp_path / "found.nc"), found)
     assert all(variable.attrs["meaning"] for variable in found.data_vars.values())
     text = eg.calibration_text(found)
-    assert "90 % of draws hold" in text
+    assert "90 % intervals hold" in text
     assert "80 % intervals hold" in text
     assert "calibration error" in text
     assert "nan" not in text

@@ -192,6 +192,14 @@ def test_other_methods() -> None:
         compare({"one": matrix_fit(single), "two": matrix_fit(single)}, single, single)
 
 
+def test_training_cells_are_recognised(fits: dict[str, Fit]) -> None:
+    other = table(60, 7)
+    with pytest.raises(eg.DataError, match="data: found other data than"):
+        compare(fits, other, TEST, progress=False)
+    with pytest.raises(eg.DataError, match="data: found other data than"):
+        compare(fits, TRAIN.assign(x=TRAIN["x"] + 1.0), TEST, progress=False)
+
+
 def test_what_cannot_be_compared_is_refused(fits: dict[str, Fit]) -> None:
     two = {name: fits[name] for name in ("exact", "moved")}
     relaxed = from_prior()

@@ -16,6 +16,7 @@ from report_fits import CASES, GENES, Page, case, made, own_guide, own_model, wo
 
 import embergraph as eg
 from embergraph._report import Report
+from embergraph.inference.query import is_fitted_to
 from embergraph.models.parts.errors import DataError, SchemaError
 
 LOADS = ("src", "href", "srcset", "poster", "data", "action", "background", "srcdoc")
@@ -189,3 +190,23 @@ def test_wrong_options_are_refused(options):
     fit, data, _ = case("own svi")
     with pytest.raises((DataError, SchemaError), match=next(iter(options))):
         eg.report(fit, data, **{"progress": False, **options})
+
+
+OTHERS = "The data given are not those that were fitted"
+
+
+def test_data_of_others_are_recognised(both):
+    fit, report = both
+    assert not any(OTHERS in text for text in report.warnings)
+    data = fit.prepared(next(case(name)[1] for name in CASES if case(name)[0] is fit))
+    assert is_fitted_to(fit, data)
+    name = fit.schema.observed[0]
+    assert not is_fitted_to(fit, data.assign({name: data[name] + 1}))
+
+
+def test_reports_on_other_data_say_so():
+    fit, data, _ = case("own svi")
+    report = eg.report(fit, data.isel(cell=slice(0, 20)), num_samples=30, progress=False)
+    assert any(OTHERS in text for text in report.warnings)
+    with pytest.raises(DataError, match="test: found the very data"):
+        eg.report(fit, data, data, progress=False)

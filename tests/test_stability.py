@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import embergraph as eg
 from embergraph._agreement import agreement, table_of
+from embergraph.inference.inputs import Template
 from embergraph.models.parts.errors import DataError, NumericalError, SchemaError
 
 Y = {"y": ("cell", np.random.default_rng(0).normal(1.0, 1.0, 8))}
@@ -25,7 +26,7 @@ class Told(eg.Fit):
     exchangeable = ("latent",)
 
     def __init__(self, readings: dict[str, xr.Dataset], loss: float = 0.0) -> None:
-        self.told, self.settings = readings, {"final_loss": loss}
+        self.told, self.settings, self.template = readings, {"final_loss": loss}, Template({})
 
     def readings(self, data: Any, **options: Any) -> dict[str, xr.Dataset]:
         return self.told
@@ -176,8 +177,31 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(SchemaError, match="no plan"):
         eg.refit(two_means, Y)
 
-    def never(data: Any) -> Any:
+    def never(data: Any, seed: int) -> Any:
         raise NumericalError("step 1: nothing works")
+
+    with pytest.raises(SchemaError, match="without a parameter 'seed'"):
+        eg.refit(two_means, Y, fit=lambda data: never(data, 0))
+    with pytest.raises(SchemaError, match="returns NoneType; wanted a Fit"):
+        eg.refit(two_means, Y, fit=lambda data, seed: None, progress=False)
+    with pytest.raises(DataError, match="n_jobs"):
+        eg.refit(two_means, Y, fit=never, n_jobs=0)
+    with pytest.raises(DataError, match="found int"):
+        eg.stability(3, NUMBERS)
 
     with pytest.raises(NumericalError, match="nothing works"):
         eg.refit(two_means, Y, fit=never, progress=False)
+
+
+def fitted(values: Any, seed: int = 0) -> eg.Fit:
+    return eg.svi(two_means, AutoNormal, {"y": ("cell", values)}, num_steps=20, seed=seed, progress=False)
+
+
+def test_fits_of_other_data_and_fits_without_chance_are_told() -> None:
+    values = Y["y"][1]
+    with pytest.raises(DataError, match="different data"):
+        eg.stability([fitted(values), fitted(values + 1.0)], Y)
+    same = eg.stability([fitted(values), fitted(values)], Y)
+    assert same.attrs["identical"] == 1
+    assert "does not depend on its seed" in eg.stability_text(same)
+    assert eg.stability([fitted(values), fitted(values, seed=1)], Y).attrs["identical"] == 0
