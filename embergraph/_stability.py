@@ -192,9 +192,9 @@ def stability(
     variables["num_called"] = (("reading", "fit"), np.array(calls), {"meaning": "entries called", "units": "1"})
     variables["final_loss"] = ("fit", losses, {"meaning": "loss on all of the data at the end", "units": "nats"})
     coords = {"reading": names, "fit": [str(name) for name in named], "pair": [_pair(named, i, j) for i, j in pairs]}
-    about: dict[str, Any] = {"threshold": threshold, "level": level, "num_failures": _failed(named)}
+    settings: dict[str, Any] = {"threshold": threshold, "level": level, "num_failures": _failed(named)}
     identical = all(bool((variables["spread"][1][place] == 0).all()) for place in range(len(names)))
-    return xr.Dataset(variables, coords, {**about, "identical": int(identical)})
+    return xr.Dataset(variables, coords, {**settings, "identical": int(identical)})
 
 
 def stability_text(result: xr.Dataset) -> str:

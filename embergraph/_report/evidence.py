@@ -146,7 +146,12 @@ def stability_warnings(stability: xr.Dataset | None) -> list[str]:
         return []
     names = [str(reading) for reading in stability["reading"].values]
     bad = [name for name in names if _stable(stability.sel(reading=name)) == "bad"]
-    return [f"Other seeds find something else: {', '.join(bad)}."] if bad else []
+    told = [f"Other seeds find something else: {', '.join(bad)}."] if bad else []
+    if stability.attrs.get("identical"):
+        told.append(
+            "Fits from other seeds are the same: the routine does not depend on its seed, and this says nothing."
+        )
+    return told
 
 
 def _has_plan(fit: Fit) -> bool:
