@@ -23,6 +23,9 @@ from _tables import Row, Tables, names_of
 
 import embergraph as eg
 
+ENDS = ("", "_low", "_high")
+"""A coverage, and the ends of its 95 % interval."""
+
 
 def methods(options: argparse.Namespace) -> Tables:
     """Simulation-based calibration of every method: verdict, coverage of 90 % intervals, k-hat of the guide."""
@@ -68,8 +71,9 @@ def _simulated(draw: Any, model: Any, data: Any, seed: int) -> Any:
 def _share(found: Any, name: str, mass: float | None = None) -> str:
     if name not in found:
         return ""
-    share, error = (found[key] if mass is None else found[key].sel(mass=mass) for key in (name, f"{name}_se"))
-    return "" if np.isnan(float(share)) else f"{100 * float(share):.1f} ± {100 * float(error):.1f}"
+    ends = (found[f"{name}{end}"] if mass is None else found[f"{name}{end}"].sel(mass=mass) for end in ENDS)
+    share, low, high = (100 * float(end) for end in ends)
+    return "" if np.isnan(share) else f"{share:.1f} ({low:.0f} to {high:.0f})"
 
 
 def _stated(found: Any) -> str:
