@@ -1,6 +1,6 @@
 """How far the posteriors of all methods can be trusted, on data drawn from their own priors.
 
-    python benchmarks/calibration.py methods                                # everything; hours on one core
+    python benchmarks/calibration.py methods                                # everything; 40 minutes on one core
     python benchmarks/calibration.py methods --cases exact,mean_field       # the two controls
     python benchmarks/calibration.py methods --jobs 8 --folder kept         # parallel, and to go on from
 
