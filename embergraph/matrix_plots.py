@@ -181,7 +181,9 @@ def plot_undirected(
     size = max(16.0, 3000 / max(len(network), 20))
     nx.draw_networkx_nodes(network, places, ax=ax, node_size=size, node_color=fill, edgecolors="white", linewidths=0.4)
     if not crowd:
-        nx.draw_networkx_labels(network, {n: (x, y + 0.07) for n, (x, y) in places.items()}, ax=ax, font_size=8)
+        letters = sum(len(str(node)) for node in network)
+        above = {node: (x, y + 0.07) for node, (x, y) in places.items()}
+        nx.draw_networkx_labels(network, above, ax=ax, font_size=8 if letters <= 250 else 5)
     if labels is not None:
         shown = set(fill)
         for label, color in names:
