@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .inference.copies import owner_of
 from .inference.export import name_of
+from .inference.fingerprints import fingerprint
 from .inference.inputs import DataLike, as_dataset
 from .inference.messengers import isolated
 from .models.parts.errors import DataError, LoadError, NotSparseError, NumericalError, SchemaError
@@ -195,7 +195,7 @@ def identity_of(value: Any) -> Any:
         items = [identity_of(item) for item in value]
         return sorted(items, key=str) if isinstance(value, set | frozenset) else items
     module = owner_of(value)
-    return name_of(value) if module is None else f"{name_of(value)} {_digest(module.state_dict().values())}"
+    return name_of(value) if module is None else f"{name_of(value)} {fingerprint(module.state_dict())}"
 
 
 def identity_of_data(data: DataLike | None) -> str:
@@ -203,8 +203,7 @@ def identity_of_data(data: DataLike | None) -> str:
     if data is None:
         return ""
     dataset = as_dataset(data)
-    names = sorted(map(str, dataset.variables))
-    return " ".join(names) + " " + _digest(dataset[name].values for name in names)
+    return fingerprint({name: dataset[name].values for name in sorted(map(str, dataset.variables))})
 
 
 def _results(calls: Any, n_jobs: int | None) -> Iterator[Outcome]:
@@ -254,13 +253,3 @@ def _read(path: Path) -> Outcome:
     if "failure" in arrays:
         return Outcome(index, None, str(arrays["failure"]))
     return Outcome(index, arrays)
-
-
-def _digest(arrays: Any) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        values = np.asarray(array.detach().cpu() if isinstance(array, torch.Tensor) else array)
-        content = json.dumps(values.tolist(), default=str) if values.dtype.kind in "OUS" else None
-        digest.update(f"{values.dtype} {values.shape} ".encode())
-        digest.update(np.ascontiguousarray(values).data if content is None else content.encode())
-    return digest.hexdigest()[:16]

@@ -11,8 +11,9 @@ from tqdm.auto import tqdm
 
 from ..models.parts.errors import NumericalError
 from .ascent import Ascent, AscentOptions
-from .checkpoint import Checkpoint, fingerprint
+from .checkpoint import Checkpoint
 from .export import name_of
+from .fingerprints import fingerprint
 from .fit import Fit
 from .inputs import DataLike, Template, as_dataset, to_inputs
 from .options import check_counts

@@ -13,9 +13,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ..models.parts.errors import NumericalError
-from .checkpoint import Checkpoint, fingerprint
+from .checkpoint import Checkpoint
 from .distributed import Processes
 from .export import name_of
+from .fingerprints import fingerprint
 from .fit import Fit
 from .inputs import DataLike, Template, as_dataset, to_inputs
 from .options import Options, check_counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -10,22 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from ..models.parts.errors import LoadError, SchemaError
 from .soundness import check_regular
 
 FORMAT = 2
 T = TypeVar("T")
-
-
-def fingerprint(inputs: Mapping[str, Tensor]) -> str:
-    """A short text that differs when the data differ."""
-    digest = hashlib.sha256()
-    for name, tensor in inputs.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 class Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..models.parts.errors import DataError, SchemaError
 from ..models.schema import Input, Schema
+from .fingerprints import fingerprint
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -129,14 +129,12 @@ def _tensor(name: str, variable: xr.DataArray, spec: Input, device: torch.device
 
 def digest_of(schema: Schema, data: xr.Dataset) -> str:
     """A short text that differs when the inputs differ by more than single precision can tell."""
-    digest = hashlib.blake2b(digest_size=8)
+    kept = {}
     for name in sorted(set(schema.inputs) & set(map(str, data.data_vars))):
         values = data[name].values
         with np.errstate(over="ignore"):  # values beyond single precision become infinite, all alike
-            kept = values.astype(np.float32 if values.dtype.kind == "f" else np.int64, copy=False)
-        digest.update(f"{name} {kept.shape}".encode())
-        digest.update(np.ascontiguousarray(kept).data)
-    return digest.hexdigest()
+            kept[name] = values.astype(np.float32 if values.dtype.kind == "f" else np.int64, copy=False)
+    return fingerprint(kept)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..inference.checkpoint import Checkpoint, fingerprint
+from ..inference.checkpoint import Checkpoint
 from ..inference.density import LogDensity
+from ..inference.fingerprints import fingerprint
 from ..inference.maximum import Maximum
 from ..inference.messengers import isolated, latent_sites, rng_state, set_rng_state
 from ..models.parts.errors import LoadError
